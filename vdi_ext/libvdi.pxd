@@ -200,7 +200,8 @@ cdef extern from "vdi.h" nogil:
         HRESULT SignalAbort(IClientVirtualDeviceSet2 *This)
         HRESULT OpenInSecondary(IClientVirtualDeviceSet2 *This, LPCWSTR lpSetName)
         HRESULT GetBufferHandle(IClientVirtualDeviceSet2 *This, BYTE *pBuffer, DWORD *pBufferHandle)
-        HRESULT MapBufferHandle(IClientVirtualDeviceSet2 *This, DWORD dwBuffer, BYTE **ppBuffer) HRESULT(STDMETHODCALLTYPE *CreateEx)(IClientVirtualDeviceSet2 *This, LPCWSTR lpInstanceName, LPCWSTR lpName, VDConfig *pCfg)
+        HRESULT MapBufferHandle(IClientVirtualDeviceSet2 *This, DWORD dwBuffer, BYTE **ppBuffer)
+        HRESULT CreateEx(IClientVirtualDeviceSet2 *This, LPCWSTR lpInstanceName, LPCWSTR lpName, VDConfig *pCfg)
         HRESULT OpenInSecondaryEx(IClientVirtualDeviceSet2 *This, LPCWSTR lpInstanceName, LPCWSTR lpSetName)
 
     ctypedef struct IServerVirtualDeviceVtbl
@@ -293,7 +294,7 @@ cdef extern from "vdi_provider.h" nogil:
         ULONG AddRef(IVdiEmbeddedSet *This)
         ULONG Release(IVdiEmbeddedSet *This)
         HRESULT GetState(IVdiEmbeddedSet *This, DWORD *pState)
-        HRESULT GetSetId(IVdiEmbeddedSet *This, BYTE *pSetId )
+        HRESULT GetSetId(IVdiEmbeddedSet *This, BYTE *pSetId)
         HRESULT SetAccessGroup(IVdiEmbeddedSet *This, DWORD dwGroupId)
         HRESULT DescribeBuffer(IVdiEmbeddedSet *This, const BYTE *pBuffer, VdiBufferInfo *pInfo)
         HRESULT MapBuffer(IVdiEmbeddedSet *This, const VdiBufferInfo *pHandle, BYTE **ppBuffer, VdiBufferInfo *pActual)
