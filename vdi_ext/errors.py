@@ -252,7 +252,7 @@ def error_from_hresult(
     code &= 0xFFFFFFFF
     row = ERRORS.get(code)
     if row is None:
-        return VDError(code, _FOREIGN.get(code, "the call failed with a code that is not one of the interface"), operation)
+        return VDError(code, _FOREIGN.get(code, "the call failed with a code outside the interface"), operation)
     message = f"{row.cause}; {row.remedy}"
     if issubclass(row.error, VDAbortError):
         return row.error(code, message, operation, reason=reason, pid=pid)

@@ -1,0 +1,136 @@
+"""Build of the extension modules and of the embedded provider; the metadata are in pyproject.toml.
+
+VDI_EXT_MAINTAINER=1    warnings in our own C and C++ are errors
+VDI_EXT_SANITIZE=...    address (with undefined), thread, ...: builds everything with that sanitizer
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+os.chdir(ROOT)
+INCLUDE = Path("include")
+PROVIDER = Path("vdi_ext/provider")
+HEADERS = sorted(map(str, INCLUDE.glob("*.h")))
+
+SANITIZE = os.environ.get("VDI_EXT_SANITIZE", "")
+MAINTAINER = os.environ.get("VDI_EXT_MAINTAINER") == "1"
+
+COMMON = ["-fvisibility=hidden", "-Wall", "-Wextra", "-g"]
+LINK = []
+if SANITIZE:
+    _sanitizer = f"-fsanitize={'address,undefined' if SANITIZE == 'address' else SANITIZE}"
+    COMMON += [_sanitizer, "-O1", "-fno-omit-frame-pointer"]
+    LINK += [_sanitizer]
+else:
+    COMMON += ["-O2"]
+STRICT = ["-Werror"] if MAINTAINER else []
+CFLAGS = [*COMMON, "-Wstrict-prototypes"]
+# Generated C is not ours to clean: it keeps the warnings, without those that its style sets off by itself.
+CYTHON_CFLAGS = [*CFLAGS, "-Wno-unused-parameter", "-Wno-missing-field-initializers"]
+
+# By hand: a pattern would hide a missing file.
+MODULES = [
+    "vdi_ext._errors",
+    "vdi_ext._core.provider",
+    "vdi_ext._core.command",
+    "vdi_ext._core.device",
+    "vdi_ext._core.device_set",
+    "vdi_ext._core.buffer",
+    "vdi_ext.server",
+    "vdi_ext.mtf._kernels",
+]
+
+
+def extension(module: str) -> Extension:
+    return Extension(
+        module,
+        [module.replace(".", "/") + ".pyx"],
+        include_dirs=[str(INCLUDE)],
+        depends=HEADERS,
+        extra_compile_args=CYTHON_CFLAGS,
+        extra_link_args=LINK,
+    )
+
+
+class BuildExt(build_ext):
+    """Builds the extension modules, then the provider, which is a plain shared library without Python."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        # Objects of another flavour (sanitizer) must not be taken for up to date.
+        self._flavour = Path(self.build_temp) / "flavour"
+        if not self._flavour.exists() or self._flavour.read_text() != SANITIZE:
+            self.force = True
+
+    def run(self) -> None:
+        super().run()
+        base = ROOT if self.inplace else Path(self.build_lib)
+        self.build_provider(base / PROVIDER / "libsqlvdi.so")
+        if not self.inplace:
+            for header in HEADERS:
+                self.mkpath(f"{self.build_lib}/vdi_ext/include")
+                self.copy_file(header, f"{self.build_lib}/vdi_ext/include/{Path(header).name}")
+        self._flavour.parent.mkdir(parents=True, exist_ok=True)
+        self._flavour.write_text(SANITIZE)
+
+    def build_provider(self, target: Path) -> None:
+        sources = sorted(PROVIDER.glob("src/*.c")) + sorted(PROVIDER.glob("src/*.cpp"))
+        if not sources:
+            return
+        depends = [*sources, *PROVIDER.glob("src/*.h"), *INCLUDE.glob("*.h"), Path(__file__)]
+        if not self.force and target.exists() and target.stat().st_mtime > max(d.stat().st_mtime for d in depends):
+            return
+        objects = Path(self.build_temp) / "provider"
+        objects.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        cc = shlex.split(os.environ.get("CC", "gcc"))
+        cxx = shlex.split(os.environ.get("CXX", "g++"))
+
+        def compile_one(source: Path) -> str:
+            out = str(objects / f"{source.name}.o")
+            if source.suffix == ".c":
+                tool = [*cc, "-std=c11", *CFLAGS]
+            else:
+                tool = [*cxx, "-std=c++17", "-fno-exceptions", "-fno-rtti", *COMMON]
+            run([*tool, *STRICT, "-D_GNU_SOURCE", "-fPIC", "-pthread", f"-I{INCLUDE}", "-c", str(source), "-o", out])
+            return out
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            built = list(pool.map(compile_one, sources))
+        # nodelete: threads and fork handlers of the library may outlive a dlclose.
+        link = ["-shared", "-pthread", "-Wl,-z,nodelete", "-Wl,--as-needed", "-Wl,-soname,libsqlvdi.so", *LINK]
+        fresh = f"{target}.new"
+        run([*cxx, *link, *built, "-o", fresh])
+        os.replace(fresh, target)  # never write into a file that a running process has mapped
+
+
+def run(command: list[str]) -> None:
+    print(shlex.join(command), flush=True)
+    subprocess.run(command, check=True)
+
+
+setup(
+    ext_modules=cythonize(
+        [extension(m) for m in MODULES if Path(m.replace(".", "/") + ".pyx").exists()],
+        nthreads=os.cpu_count() or 1,
+        compiler_directives={
+            "language_level": 3,
+            "embedsignature": True,
+            "embedsignature.format": "python",
+            "binding": True,
+            "auto_pickle": False,
+            "autotestdict": False,
+        },
+    ),
+    cmdclass={"build_ext": BuildExt},
+)
