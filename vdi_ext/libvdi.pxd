@@ -21,18 +21,18 @@ cdef extern from "vdi_platform.h" nogil:
     const HRESULT E_NOINTERFACE
     ctypedef struct IUnknown
     ctypedef struct IUnknownVtbl:
-        HRESULT QueryInterface(IUnknown *This, const IID *riid, void **ppvObject)
-        ULONG AddRef(IUnknown *This)
-        ULONG Release(IUnknown *This)
+        HRESULT QueryInterface(IUnknown *This, const IID *riid, void **ppvObject) noexcept nogil
+        ULONG AddRef(IUnknown *This) noexcept nogil
+        ULONG Release(IUnknown *This) noexcept nogil
     ctypedef struct IUnknown:
         const IUnknownVtbl *lpVtbl
     ctypedef struct IClassFactory
     ctypedef struct IClassFactoryVtbl:
-        HRESULT QueryInterface(IClassFactory *This, const IID *riid, void **ppvObject)
-        ULONG AddRef(IClassFactory *This)
-        ULONG Release(IClassFactory *This)
-        HRESULT CreateInstance(IClassFactory *This, IUnknown *pUnkOuter, const IID *riid, void **ppvObject)
-        HRESULT LockServer(IClassFactory *This, int fLock)
+        HRESULT QueryInterface(IClassFactory *This, const IID *riid, void **ppvObject) noexcept nogil
+        ULONG AddRef(IClassFactory *This) noexcept nogil
+        ULONG Release(IClassFactory *This) noexcept nogil
+        HRESULT CreateInstance(IClassFactory *This, IUnknown *pUnkOuter, const IID *riid, void **ppvObject) noexcept nogil
+        HRESULT LockServer(IClassFactory *This, int fLock) noexcept nogil
     ctypedef struct IClassFactory:
         const IClassFactoryVtbl *lpVtbl
 
@@ -164,94 +164,94 @@ cdef extern from "vdi.h" nogil:
     ctypedef struct IClientVirtualDevice:
         const IClientVirtualDeviceVtbl *lpVtbl
     ctypedef struct IClientVirtualDeviceVtbl:
-        HRESULT QueryInterface(IClientVirtualDevice *This, const IID *riid, void **ppvObject)
-        ULONG AddRef(IClientVirtualDevice *This)
-        ULONG Release(IClientVirtualDevice *This)
-        HRESULT GetCommand(IClientVirtualDevice *This, DWORD dwTimeOut, VDC_Command **ppCmd)
-        HRESULT CompleteCommand(IClientVirtualDevice *This, VDC_Command *pCmd, DWORD dwCompletionCode, DWORD dwBytesTransferred, DWORDLONG dwlPosition)
+        HRESULT QueryInterface(IClientVirtualDevice *This, const IID *riid, void **ppvObject) noexcept nogil
+        ULONG AddRef(IClientVirtualDevice *This) noexcept nogil
+        ULONG Release(IClientVirtualDevice *This) noexcept nogil
+        HRESULT GetCommand(IClientVirtualDevice *This, DWORD dwTimeOut, VDC_Command **ppCmd) noexcept nogil
+        HRESULT CompleteCommand(IClientVirtualDevice *This, VDC_Command *pCmd, DWORD dwCompletionCode, DWORD dwBytesTransferred, DWORDLONG dwlPosition) noexcept nogil
 
     ctypedef struct IClientVirtualDeviceSetVtbl
     ctypedef struct IClientVirtualDeviceSet:
         const IClientVirtualDeviceSetVtbl *lpVtbl
     ctypedef struct IClientVirtualDeviceSetVtbl:
-        HRESULT QueryInterface(IClientVirtualDeviceSet *This, const IID *riid, void **ppvObject)
-        ULONG AddRef(IClientVirtualDeviceSet *This)
-        ULONG Release(IClientVirtualDeviceSet *This)
-        HRESULT Create(IClientVirtualDeviceSet *This, LPCWSTR lpName, VDConfig *pCfg)
-        HRESULT GetConfiguration(IClientVirtualDeviceSet *This, DWORD dwTimeOut, VDConfig *pCfg)
-        HRESULT OpenDevice(IClientVirtualDeviceSet *This, LPCWSTR lpName, IClientVirtualDevice **ppVirtualDevice)
-        HRESULT Close(IClientVirtualDeviceSet *This)
-        HRESULT SignalAbort(IClientVirtualDeviceSet *This)
-        HRESULT OpenInSecondary(IClientVirtualDeviceSet *This, LPCWSTR lpSetName)
-        HRESULT GetBufferHandle(IClientVirtualDeviceSet *This, BYTE *pBuffer, DWORD *pBufferHandle)
-        HRESULT MapBufferHandle(IClientVirtualDeviceSet *This, DWORD dwBuffer, BYTE **ppBuffer)
+        HRESULT QueryInterface(IClientVirtualDeviceSet *This, const IID *riid, void **ppvObject) noexcept nogil
+        ULONG AddRef(IClientVirtualDeviceSet *This) noexcept nogil
+        ULONG Release(IClientVirtualDeviceSet *This) noexcept nogil
+        HRESULT Create(IClientVirtualDeviceSet *This, LPCWSTR lpName, VDConfig *pCfg) noexcept nogil
+        HRESULT GetConfiguration(IClientVirtualDeviceSet *This, DWORD dwTimeOut, VDConfig *pCfg) noexcept nogil
+        HRESULT OpenDevice(IClientVirtualDeviceSet *This, LPCWSTR lpName, IClientVirtualDevice **ppVirtualDevice) noexcept nogil
+        HRESULT Close(IClientVirtualDeviceSet *This) noexcept nogil
+        HRESULT SignalAbort(IClientVirtualDeviceSet *This) noexcept nogil
+        HRESULT OpenInSecondary(IClientVirtualDeviceSet *This, LPCWSTR lpSetName) noexcept nogil
+        HRESULT GetBufferHandle(IClientVirtualDeviceSet *This, BYTE *pBuffer, DWORD *pBufferHandle) noexcept nogil
+        HRESULT MapBufferHandle(IClientVirtualDeviceSet *This, DWORD dwBuffer, BYTE **ppBuffer) noexcept nogil
 
     ctypedef struct IClientVirtualDeviceSet2Vtbl
     ctypedef struct IClientVirtualDeviceSet2:
         const IClientVirtualDeviceSet2Vtbl *lpVtbl
     ctypedef struct IClientVirtualDeviceSet2Vtbl:
-        HRESULT QueryInterface(IClientVirtualDeviceSet2 *This, const IID *riid, void **ppvObject)
-        ULONG AddRef(IClientVirtualDeviceSet2 *This)
-        ULONG Release(IClientVirtualDeviceSet2 *This)
-        HRESULT Create(IClientVirtualDeviceSet2 *This, LPCWSTR lpName, VDConfig *pCfg)
-        HRESULT GetConfiguration(IClientVirtualDeviceSet2 *This, DWORD dwTimeOut, VDConfig *pCfg)
-        HRESULT OpenDevice(IClientVirtualDeviceSet2 *This, LPCWSTR lpName, IClientVirtualDevice **ppVirtualDevice)
-        HRESULT Close(IClientVirtualDeviceSet2 *This)
-        HRESULT SignalAbort(IClientVirtualDeviceSet2 *This)
-        HRESULT OpenInSecondary(IClientVirtualDeviceSet2 *This, LPCWSTR lpSetName)
-        HRESULT GetBufferHandle(IClientVirtualDeviceSet2 *This, BYTE *pBuffer, DWORD *pBufferHandle)
-        HRESULT MapBufferHandle(IClientVirtualDeviceSet2 *This, DWORD dwBuffer, BYTE **ppBuffer)
-        HRESULT CreateEx(IClientVirtualDeviceSet2 *This, LPCWSTR lpInstanceName, LPCWSTR lpName, VDConfig *pCfg)
-        HRESULT OpenInSecondaryEx(IClientVirtualDeviceSet2 *This, LPCWSTR lpInstanceName, LPCWSTR lpSetName)
+        HRESULT QueryInterface(IClientVirtualDeviceSet2 *This, const IID *riid, void **ppvObject) noexcept nogil
+        ULONG AddRef(IClientVirtualDeviceSet2 *This) noexcept nogil
+        ULONG Release(IClientVirtualDeviceSet2 *This) noexcept nogil
+        HRESULT Create(IClientVirtualDeviceSet2 *This, LPCWSTR lpName, VDConfig *pCfg) noexcept nogil
+        HRESULT GetConfiguration(IClientVirtualDeviceSet2 *This, DWORD dwTimeOut, VDConfig *pCfg) noexcept nogil
+        HRESULT OpenDevice(IClientVirtualDeviceSet2 *This, LPCWSTR lpName, IClientVirtualDevice **ppVirtualDevice) noexcept nogil
+        HRESULT Close(IClientVirtualDeviceSet2 *This) noexcept nogil
+        HRESULT SignalAbort(IClientVirtualDeviceSet2 *This) noexcept nogil
+        HRESULT OpenInSecondary(IClientVirtualDeviceSet2 *This, LPCWSTR lpSetName) noexcept nogil
+        HRESULT GetBufferHandle(IClientVirtualDeviceSet2 *This, BYTE *pBuffer, DWORD *pBufferHandle) noexcept nogil
+        HRESULT MapBufferHandle(IClientVirtualDeviceSet2 *This, DWORD dwBuffer, BYTE **ppBuffer) noexcept nogil
+        HRESULT CreateEx(IClientVirtualDeviceSet2 *This, LPCWSTR lpInstanceName, LPCWSTR lpName, VDConfig *pCfg) noexcept nogil
+        HRESULT OpenInSecondaryEx(IClientVirtualDeviceSet2 *This, LPCWSTR lpInstanceName, LPCWSTR lpSetName) noexcept nogil
 
     ctypedef struct IServerVirtualDeviceVtbl
     ctypedef struct IServerVirtualDevice:
         const IServerVirtualDeviceVtbl *lpVtbl
     ctypedef struct IServerVirtualDeviceVtbl:
-        HRESULT QueryInterface(IServerVirtualDevice *This, const IID *riid, void **ppvObject)
-        ULONG AddRef(IServerVirtualDevice *This)
-        ULONG Release(IServerVirtualDevice *This)
-        HRESULT SendCommand(IServerVirtualDevice *This, VDS_Command *pCmd)
-        HRESULT CloseDevice(IServerVirtualDevice *This)
+        HRESULT QueryInterface(IServerVirtualDevice *This, const IID *riid, void **ppvObject) noexcept nogil
+        ULONG AddRef(IServerVirtualDevice *This) noexcept nogil
+        ULONG Release(IServerVirtualDevice *This) noexcept nogil
+        HRESULT SendCommand(IServerVirtualDevice *This, VDS_Command *pCmd) noexcept nogil
+        HRESULT CloseDevice(IServerVirtualDevice *This) noexcept nogil
 
     ctypedef struct IServerVirtualDeviceSetVtbl
     ctypedef struct IServerVirtualDeviceSet:
         const IServerVirtualDeviceSetVtbl *lpVtbl
     ctypedef struct IServerVirtualDeviceSetVtbl:
-        HRESULT QueryInterface(IServerVirtualDeviceSet *This, const IID *riid, void **ppvObject)
-        ULONG AddRef(IServerVirtualDeviceSet *This)
-        ULONG Release(IServerVirtualDeviceSet *This)
-        HRESULT Open(IServerVirtualDeviceSet *This, LPCWSTR lpName)
-        HRESULT GetConfiguration(IServerVirtualDeviceSet *This, VDConfig *pCfg)
-        HRESULT SetConfiguration(IServerVirtualDeviceSet *This, VDConfig *pCfg)
-        HRESULT ExecuteCompletionAgent(IServerVirtualDeviceSet *This)
-        HRESULT OpenDevice(IServerVirtualDeviceSet *This, LPCWSTR lpName, IServerVirtualDevice **ppVirtualDevice)
-        HRESULT AllocateBuffer(IServerVirtualDeviceSet *This, BYTE **ppBuffer, DWORD dwSize, DWORD dwAlignment)
-        HRESULT FreeBuffer(IServerVirtualDeviceSet *This, BYTE *pBuffer, DWORD dwSize)
-        HRESULT IsSharedBuffer(IServerVirtualDeviceSet *This, BYTE *pBuffer)
-        HRESULT SignalAbort(IServerVirtualDeviceSet *This)
-        HRESULT Close(IServerVirtualDeviceSet *This)
+        HRESULT QueryInterface(IServerVirtualDeviceSet *This, const IID *riid, void **ppvObject) noexcept nogil
+        ULONG AddRef(IServerVirtualDeviceSet *This) noexcept nogil
+        ULONG Release(IServerVirtualDeviceSet *This) noexcept nogil
+        HRESULT Open(IServerVirtualDeviceSet *This, LPCWSTR lpName) noexcept nogil
+        HRESULT GetConfiguration(IServerVirtualDeviceSet *This, VDConfig *pCfg) noexcept nogil
+        HRESULT SetConfiguration(IServerVirtualDeviceSet *This, VDConfig *pCfg) noexcept nogil
+        HRESULT ExecuteCompletionAgent(IServerVirtualDeviceSet *This) noexcept nogil
+        HRESULT OpenDevice(IServerVirtualDeviceSet *This, LPCWSTR lpName, IServerVirtualDevice **ppVirtualDevice) noexcept nogil
+        HRESULT AllocateBuffer(IServerVirtualDeviceSet *This, BYTE **ppBuffer, DWORD dwSize, DWORD dwAlignment) noexcept nogil
+        HRESULT FreeBuffer(IServerVirtualDeviceSet *This, BYTE *pBuffer, DWORD dwSize) noexcept nogil
+        HRESULT IsSharedBuffer(IServerVirtualDeviceSet *This, BYTE *pBuffer) noexcept nogil
+        HRESULT SignalAbort(IServerVirtualDeviceSet *This) noexcept nogil
+        HRESULT Close(IServerVirtualDeviceSet *This) noexcept nogil
 
     ctypedef struct IServerVirtualDeviceSet2Vtbl
     ctypedef struct IServerVirtualDeviceSet2:
         const IServerVirtualDeviceSet2Vtbl *lpVtbl
     ctypedef struct IServerVirtualDeviceSet2Vtbl:
-        HRESULT QueryInterface(IServerVirtualDeviceSet2 *This, const IID *riid, void **ppvObject)
-        ULONG AddRef(IServerVirtualDeviceSet2 *This)
-        ULONG Release(IServerVirtualDeviceSet2 *This)
-        HRESULT Open(IServerVirtualDeviceSet2 *This, LPCWSTR lpInstanceName, LPCWSTR lpSetName)
-        HRESULT GetConfiguration(IServerVirtualDeviceSet2 *This, VDConfig *pCfg)
-        HRESULT BeginConfiguration(IServerVirtualDeviceSet2 *This, DWORD dwFeatures, DWORD dwBlockSize, DWORD dwAlignment, DWORD dwMaxTransferSize, DWORD dwTimeout)
-        HRESULT EndConfiguration(IServerVirtualDeviceSet2 *This)
-        HRESULT RequestBuffers(IServerVirtualDeviceSet2 *This, DWORD dwSize, DWORD dwAlignment, DWORD dwCount)
-        HRESULT QueryAvailableBuffers(IServerVirtualDeviceSet2 *This, DWORD dwSize, DWORD dwAlignment, DWORD *pCount)
-        HRESULT ExecuteCompletionAgent(IServerVirtualDeviceSet2 *This)
-        HRESULT OpenDevice(IServerVirtualDeviceSet2 *This, LPCWSTR lpName, IServerVirtualDevice **ppVirtualDevice)
-        HRESULT AllocateBuffer(IServerVirtualDeviceSet2 *This, BYTE **ppBuffer, DWORD dwSize, DWORD dwAlignment)
-        HRESULT FreeBuffer(IServerVirtualDeviceSet2 *This, BYTE *pBuffer, DWORD dwSize)
-        HRESULT IsSharedBuffer(IServerVirtualDeviceSet2 *This, BYTE *pBuffer)
-        HRESULT SignalAbort(IServerVirtualDeviceSet2 *This)
-        HRESULT Close(IServerVirtualDeviceSet2 *This)
+        HRESULT QueryInterface(IServerVirtualDeviceSet2 *This, const IID *riid, void **ppvObject) noexcept nogil
+        ULONG AddRef(IServerVirtualDeviceSet2 *This) noexcept nogil
+        ULONG Release(IServerVirtualDeviceSet2 *This) noexcept nogil
+        HRESULT Open(IServerVirtualDeviceSet2 *This, LPCWSTR lpInstanceName, LPCWSTR lpSetName) noexcept nogil
+        HRESULT GetConfiguration(IServerVirtualDeviceSet2 *This, VDConfig *pCfg) noexcept nogil
+        HRESULT BeginConfiguration(IServerVirtualDeviceSet2 *This, DWORD dwFeatures, DWORD dwBlockSize, DWORD dwAlignment, DWORD dwMaxTransferSize, DWORD dwTimeout) noexcept nogil
+        HRESULT EndConfiguration(IServerVirtualDeviceSet2 *This) noexcept nogil
+        HRESULT RequestBuffers(IServerVirtualDeviceSet2 *This, DWORD dwSize, DWORD dwAlignment, DWORD dwCount) noexcept nogil
+        HRESULT QueryAvailableBuffers(IServerVirtualDeviceSet2 *This, DWORD dwSize, DWORD dwAlignment, DWORD *pCount) noexcept nogil
+        HRESULT ExecuteCompletionAgent(IServerVirtualDeviceSet2 *This) noexcept nogil
+        HRESULT OpenDevice(IServerVirtualDeviceSet2 *This, LPCWSTR lpName, IServerVirtualDevice **ppVirtualDevice) noexcept nogil
+        HRESULT AllocateBuffer(IServerVirtualDeviceSet2 *This, BYTE **ppBuffer, DWORD dwSize, DWORD dwAlignment) noexcept nogil
+        HRESULT FreeBuffer(IServerVirtualDeviceSet2 *This, BYTE *pBuffer, DWORD dwSize) noexcept nogil
+        HRESULT IsSharedBuffer(IServerVirtualDeviceSet2 *This, BYTE *pBuffer) noexcept nogil
+        HRESULT SignalAbort(IServerVirtualDeviceSet2 *This) noexcept nogil
+        HRESULT Close(IServerVirtualDeviceSet2 *This) noexcept nogil
 
 
 cdef extern from "vdi_provider.h" nogil:
@@ -290,14 +290,14 @@ cdef extern from "vdi_provider.h" nogil:
     ctypedef struct IVdiEmbeddedSet:
         const IVdiEmbeddedSetVtbl *lpVtbl
     ctypedef struct IVdiEmbeddedSetVtbl:
-        HRESULT QueryInterface(IVdiEmbeddedSet *This, const IID *riid, void **ppvObject)
-        ULONG AddRef(IVdiEmbeddedSet *This)
-        ULONG Release(IVdiEmbeddedSet *This)
-        HRESULT GetState(IVdiEmbeddedSet *This, DWORD *pState)
-        HRESULT GetSetId(IVdiEmbeddedSet *This, BYTE *pSetId)
-        HRESULT SetAccessGroup(IVdiEmbeddedSet *This, DWORD dwGroupId)
-        HRESULT DescribeBuffer(IVdiEmbeddedSet *This, const BYTE *pBuffer, VdiBufferInfo *pInfo)
-        HRESULT MapBuffer(IVdiEmbeddedSet *This, const VdiBufferInfo *pHandle, BYTE **ppBuffer, VdiBufferInfo *pActual)
-        HRESULT CheckBuffer(IVdiEmbeddedSet *This, const VdiBufferInfo *pHandle)
-        HRESULT SignalAbortWithReason(IVdiEmbeddedSet *This, const char *pReason)
-        HRESULT GetAbortInfo(IVdiEmbeddedSet *This, VdiAbortInfo *pInfo)
+        HRESULT QueryInterface(IVdiEmbeddedSet *This, const IID *riid, void **ppvObject) noexcept nogil
+        ULONG AddRef(IVdiEmbeddedSet *This) noexcept nogil
+        ULONG Release(IVdiEmbeddedSet *This) noexcept nogil
+        HRESULT GetState(IVdiEmbeddedSet *This, DWORD *pState) noexcept nogil
+        HRESULT GetSetId(IVdiEmbeddedSet *This, BYTE *pSetId) noexcept nogil
+        HRESULT SetAccessGroup(IVdiEmbeddedSet *This, DWORD dwGroupId) noexcept nogil
+        HRESULT DescribeBuffer(IVdiEmbeddedSet *This, const BYTE *pBuffer, VdiBufferInfo *pInfo) noexcept nogil
+        HRESULT MapBuffer(IVdiEmbeddedSet *This, const VdiBufferInfo *pHandle, BYTE **ppBuffer, VdiBufferInfo *pActual) noexcept nogil
+        HRESULT CheckBuffer(IVdiEmbeddedSet *This, const VdiBufferInfo *pHandle) noexcept nogil
+        HRESULT SignalAbortWithReason(IVdiEmbeddedSet *This, const char *pReason) noexcept nogil
+        HRESULT GetAbortInfo(IVdiEmbeddedSet *This, VdiAbortInfo *pInfo) noexcept nogil

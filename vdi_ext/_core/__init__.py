@@ -1,0 +1,1 @@
+"""The client half: device sets, devices, commands and buffers that are shared between processes."""
