@@ -1,0 +1,184 @@
+"""What a backup and a restore have in common: one device set, one thread per device, one statement.
+
+The statement's result alone says whether the operation succeeded (section 1.2 of the specification): the devices' end
+does not, and neither does an abort.
+"""
+
+import threading
+from collections.abc import Callable
+
+from .. import DeviceSetConfig, Feature, VDAbortError, VDError, VDTimeoutError, VirtualDevice, VirtualDeviceSet
+from .events import Reporter
+from .statements import SQLError, Statement, StatementLostError
+
+_POLL = 0.1  # seconds between two looks at the statement
+_PATIENCE = 10.0  # seconds that one side is given to end after the other has
+
+
+class Job:
+    """Runs one statement against one device set.
+
+    Parameters
+    ----------
+    reporter : Reporter
+        Told about phases.
+    devices : int
+        Number of devices, 1 to 64.
+    serve : callable
+        ``serve(job, device, number)``: answers the commands of one device until it ends, on a thread of its own.
+    provider : optional
+        As for `VirtualDeviceSet.create`.
+    request_complete : bool
+        Ask the server for a Complete command after the last Flush.
+    """
+
+    def __init__(
+        self,
+        reporter: Reporter,
+        devices: int,
+        serve: Callable[["Job", VirtualDevice, int], None],
+        *,
+        provider: object = None,
+        request_complete: bool = True,
+    ) -> None:
+        self.reporter = reporter
+        self.devices = devices
+        self.statement: Statement | None = None
+        self.device_set: VirtualDeviceSet | None = None
+        self.config: DeviceSetConfig | None = None
+        self._serve = serve
+        self._provider = provider
+        self._features = Feature.REQUEST_COMPLETE if request_complete else Feature.LIKE_PIPE
+        self._wake = threading.Event()
+        self._failures: list[BaseException] = []
+        self._threads: list[threading.Thread] = []
+
+    @property
+    def complete_granted(self) -> bool:
+        return bool(self.config.features & Feature.COMPLETE_ENABLED)
+
+    def run(self, submit: Callable[[list[str]], Statement], configured: Callable[[DeviceSetConfig], None]) -> None:
+        """Run to the end.
+
+        Parameters
+        ----------
+        submit : callable
+            Given the devices' names, starts the statement.
+        configured : callable
+            Told the negotiated configuration before any device is opened.
+
+        Raises
+        ------
+        SQLError
+            The statement failed, or was lost with its server.
+        VDError
+            The interface failed.
+        BaseException
+            Whatever `serve`, the user's progress function or a signal raised first.
+        """
+        self.reporter.phase("creating")
+        wish = DeviceSetConfig(device_count=self.devices, features=self._features)
+        try:
+            with VirtualDeviceSet.create(config=wish, provider=self._provider) as self.device_set:
+                try:
+                    self._run(submit, configured)
+                except BaseException as error:
+                    # Both sides must see the end before the buffers go.
+                    self._abort(error)
+                    self._settle()
+                    raise
+                self.reporter.phase("closing")
+        except VDAbortError as error:
+            raise self._explained(error) from error
+        finally:
+            if self.statement is not None:
+                self.statement.stop()
+
+    def _run(self, submit: Callable[[list[str]], Statement], configured: Callable[[DeviceSetConfig], None]) -> None:
+        names = [self.device_set.name] + [f"{self.device_set.name}-{n}" for n in range(2, self.devices + 1)]
+        self.statement = submit(names)
+        self.statement.on_done(self._wake.set)
+        self.reporter.phase("configuring")
+        self.config = self._await_configuration()
+        configured(self.config)
+        for number, name in enumerate(names, 1):
+            title = f"vdi-device-{number}"
+            thread = threading.Thread(target=self._device, args=(number, name), name=title, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        self._await_devices()
+        self._await_statement()
+
+    def _await_configuration(self) -> DeviceSetConfig:
+        while True:
+            try:
+                return self.device_set.get_configuration(timeout=_POLL)
+            except VDTimeoutError:
+                # A statement that fails at once never touches the set.
+                if self.statement.done:
+                    self.statement.result()
+                    raise SQLError(["the statement ended without using its devices"]) from None
+
+    def _device(self, number: int, name: str) -> None:
+        try:
+            self.reporter.phase("opening", device=number)
+            self._serve(self, self.device_set.open_device(name), number)
+        except BaseException as error:  # raised again by the job's thread
+            self._failures.append(error)
+        finally:
+            self._wake.set()
+
+    def _await_devices(self) -> None:
+        grace = 0.0
+        while any(thread.is_alive() for thread in self._threads):
+            self._wake.wait(_POLL)
+            self._wake.clear()
+            self.reporter.tick()
+            self._raise_failure()
+            # The server closes its devices before its statement ends; a server that is gone can not.
+            if self.statement.done:
+                grace += _POLL
+                if grace > _PATIENCE:
+                    self.statement.result()
+                    raise SQLError(["the statement ended, but its devices were not closed"])
+        self._raise_failure()
+
+    def _await_statement(self) -> None:
+        while not self.statement.wait(_POLL):
+            self.reporter.tick()
+        self.statement.result()
+
+    def _raise_failure(self) -> None:
+        if self._failures:
+            # An abort is the consequence of something; what caused it comes first.
+            raise min(list(self._failures), key=lambda error: isinstance(error, VDAbortError))
+
+    def _abort(self, error: BaseException) -> None:
+        if isinstance(error, VDAbortError):
+            return
+        name = "cancelled" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+        try:
+            self.device_set.signal_abort(name)
+        except VDError:
+            # The set was not usable any more; the error being raised says why.
+            if not isinstance(error, VDError):
+                raise
+
+    def _settle(self) -> None:
+        """After an abort: every thread returns, the statement ends by itself or is ended."""
+        for thread in self._threads:
+            thread.join(_PATIENCE)
+        if self.statement is not None and not self.statement.wait(_PATIENCE):
+            self.statement.stop()
+
+    def _explained(self, error: VDAbortError) -> BaseException:
+        """The server's own words for an abort, where it had any."""
+        if self.statement is None or not self.statement.done:
+            return error
+        try:
+            self.statement.result()
+        except StatementLostError:
+            return error
+        except SQLError as sql:
+            return sql
+        return error
