@@ -6,6 +6,7 @@ VDI_EXT_SANITIZE=...    address (with undefined), thread, ...: builds everything
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import subprocess
@@ -65,23 +66,22 @@ def extension(module: str) -> Extension:
 class BuildExt(build_ext):
     """Builds the extension modules, then the provider, which is a plain shared library without Python."""
 
-    def finalize_options(self) -> None:
-        super().finalize_options()
-        # Objects of another flavour (sanitizer) must not be taken for up to date.
-        self._flavour = Path(self.build_temp) / "flavour"
-        if not self._flavour.exists() or self._flavour.read_text() != SANITIZE:
-            self.force = True
-
     def run(self) -> None:
+        if self.inplace:  # one place for `build_ext --inplace` and `pip install -e`, so that nothing is compiled twice
+            self.build_lib, self.build_temp = "build/inplace/lib", "build/inplace/temp"
+        # Objects of another flavour must not be taken for up to date.
+        stamp = Path(self.build_temp) / "flavour"
+        flavour = f"{SANITIZE} {MAINTAINER} {hashlib.sha256(Path('setup.py').read_bytes()).hexdigest()}"
+        self.force = self.force or not stamp.exists() or stamp.read_text() != flavour
         super().run()
         base = ROOT if self.inplace else Path(self.build_lib)
         self.build_provider(base / PROVIDER / "libsqlvdi.so")
         if not self.inplace:
+            self.mkpath(f"{self.build_lib}/vdi_ext/include")
             for header in HEADERS:
-                self.mkpath(f"{self.build_lib}/vdi_ext/include")
                 self.copy_file(header, f"{self.build_lib}/vdi_ext/include/{Path(header).name}")
-        self._flavour.parent.mkdir(parents=True, exist_ok=True)
-        self._flavour.write_text(SANITIZE)
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        stamp.write_text(flavour)
 
     def build_provider(self, target: Path) -> None:
         sources = sorted(PROVIDER.glob("src/*.c")) + sorted(PROVIDER.glob("src/*.cpp"))
