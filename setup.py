@@ -43,6 +43,7 @@ CYTHON_CFLAGS = [*CFLAGS, "-Wno-unused-parameter", "-Wno-missing-field-initializ
 MODULES = [
     "vdi_ext._errors",
     "vdi_ext._core.provider",
+    "vdi_ext._core.refs",
     "vdi_ext._core.command",
     "vdi_ext._core.device",
     "vdi_ext._core.device_set",

@@ -1,3 +1,4 @@
+# cython: annotation_typing=False
 """Libraries that implement the interface: the embedded provider, SQL Server's own, or any other."""
 import errno
 import os
