@@ -2,9 +2,9 @@ import os
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, Self, final
 
-from typing_extensions import Buffer, Self
+from typing_extensions import Buffer
 
 from ._core.provider import Provider
 from .config import DeviceSetConfig

@@ -49,7 +49,7 @@ from .libvdi cimport (
 
 from .config import DeviceSetConfig
 from .constants import CompletionCode, SetState
-from .errors import VDAbortError, error_from_hresult
+from .errors import VDAbortError, VDProtocolError, error_from_hresult
 
 __all__ = ["Completion", "ServerBuffer", "ServerDevice", "ServerDeviceSet"]
 
@@ -188,8 +188,8 @@ cdef class _Core:
 
     cdef fail(self, object error):
         """A callback raised: end the operation, and keep the exception for execute_completion_agent or close."""
-        if isinstance(error, VDAbortError) and self.state() == VDI_STATE_ABORT:
-            return  # a callback that went on after the abort: it says nothing new
+        if isinstance(error, (VDAbortError, VDProtocolError)) and (self.closed or self.state() == VDI_STATE_ABORT):
+            return  # a callback that went on sending after the end: it says nothing new
         if self.failure is None:
             self.failure = error
             self.abort(f"a completion callback raised {type(error).__name__}: {error}")
@@ -317,16 +317,17 @@ cdef void _deliver(VDS_Command *command) noexcept with gil:
         completion = _new_tuple(
             Completion, (_CODES.get(code, code), command.bytesTransferred, command.outPosition)
         )
-        try:
-            if pending.callback is not None:
+        if pending.callback is not None:
+            try:
                 pending.callback(completion)
-        finally:
-            pending.future.set_result(completion)
-    except BaseException as error:
+            except BaseException as error:
+                pending.core.fail(error)  # before the future is done: who waits for it finds the set aborted
+        pending.future.set_result(completion)
+    except BaseException as error:  # no memory, or the user finished the future himself
         try:
             pending.core.fail(error)
         except BaseException:
-            PyErr_WriteUnraisable(pending.callback)
+            PyErr_WriteUnraisable(pending.future)
 
 
 # ---- public objects ------------------------------------------------------------------------------------------------
@@ -485,6 +486,7 @@ cdef class ServerDevice:
 
         Wraps: IServerVirtualDevice::SendCommand (section 5.4).
         """
+        global vdi_sending  # a C variable of this thread
         cdef _Core core = self._open("SendCommand")
         cdef _Pending pending
         cdef VDS_Command *command
@@ -559,6 +561,7 @@ cdef class ServerDevice:
 
 
 @cython.final
+@cython.no_gc_clear
 cdef class ServerDeviceSet:
     """A device set, server side, made by `ServerDeviceSet.open`; a context manager.
 
@@ -586,12 +589,11 @@ cdef class ServerDeviceSet:
         if core.forks != fork_generation or not core.opened or core.closing:
             return
         core.closing = True
-        try:
-            PyErr_ResourceWarning(self, 1, b"unclosed device set %R", <void *>self)
-        finally:
-            if core.state() != VDI_STATE_NORMALLY_TERMINATED:
-                core.abort("the server dropped the set without closing it")
-            core.close_if_unused()
+        if core.state() != VDI_STATE_NORMALLY_TERMINATED:
+            core.abort("the server dropped the set without closing it")
+        core.close_if_unused()
+        PyErr_ResourceWarning(self, 1, b"unclosed device set %R", <void *>self)
+        core.raise_failure()
 
     @classmethod
     def open(cls, str name not None, *, str instance=None, provider=None):
@@ -629,7 +631,11 @@ cdef class ServerDeviceSet:
         )
         if core.set.lpVtbl.QueryInterface(core.set, &IID_IVdiEmbeddedSet, <void **>&core.embedded) < 0:
             core.embedded = NULL
-        core.check(_wait(lambda: core.open(w_instance, w_name)), "Open")
+        try:
+            core.check(_wait(lambda: core.open(w_instance, w_name)), "Open")
+        except BaseException:
+            core.closing = True  # nobody gets this object: its end is no news
+            raise
         _open_sets.add(core)
         return self
 
@@ -680,6 +686,9 @@ cdef class ServerDeviceSet:
         core.abort(f"the server raised {kind.__name__}: {error}")
         core.closing = True
         _wait(self._close_aborted)
+        if core.failure is not None and core.failure is not error and core.failure is not error.__cause__:
+            error.add_note(f"A completion callback had raised {core.failure!r}")
+        core.failure = None
 
     def _close_aborted(self):
         cdef _Core core = self._core
