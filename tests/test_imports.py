@@ -38,7 +38,7 @@ MAY_USE: dict[str, set[str]] = {
     "engine": {"server", "mtf"},
     "jobs": PUBLIC,
     "cli": {"jobs"},
-    "demo": {"", *PUBLIC, "server", "jobs", "engine"},
+    "demo": {*PUBLIC, "server", "jobs", "cli"},
     "__main__": {"cli"},
     "": {*PUBLIC, "server", "jobs"},
 }
