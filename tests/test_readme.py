@@ -11,8 +11,6 @@ from pathlib import Path
 
 from conftest import ROOT
 
-from vdi_ext import cli
-
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S)
 
@@ -59,6 +57,8 @@ def test_examples_are_short() -> None:
 
 
 def test_exit_codes_are_those_of_the_command_line() -> None:
+    from vdi_ext import cli
+
     rows = re.findall(r"^\| ([\d, ]+) \|", README, re.M)
     listed = {int(code) for row in rows for code in row.split(",")}
     assert listed == {value for name, value in vars(cli).items() if name.startswith("EXIT_") and name != "EXIT_CODES"}

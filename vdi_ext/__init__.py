@@ -1,5 +1,10 @@
 """SQL Server's Virtual Device Interface in Python: both halves, zero-copy and across processes."""
 
+from ._core.buffer import BufferHandle, MappedBuffer
+from ._core.command import Command
+from ._core.device import VirtualDevice
+from ._core.device_set import VirtualDeviceSet
+from ._core.provider import Provider
 from .config import DeviceSetConfig
 from .constants import CommandCode, CompletionCode, Feature, SetState, Whence
 from .errors import (
@@ -22,10 +27,14 @@ from .errors import (
 )
 
 __all__ = [
+    "BufferHandle",
+    "Command",
     "CommandCode",
     "CompletionCode",
     "DeviceSetConfig",
     "Feature",
+    "MappedBuffer",
+    "Provider",
     "SetState",
     "VDAbortError",
     "VDBusyError",
@@ -43,5 +52,7 @@ __all__ = [
     "VDSecurityError",
     "VDTimeoutError",
     "VDUnexpectedError",
+    "VirtualDevice",
+    "VirtualDeviceSet",
     "Whence",
 ]
