@@ -7,6 +7,8 @@ import re
 import sqlite3
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from conftest import ROOT
@@ -20,22 +22,34 @@ def block(word: str) -> str:
     return found
 
 
-def start(program: str, folder: Path, python: str) -> subprocess.Popen[str]:
+@contextmanager
+def started(program: str, folder: Path, python: str) -> Iterator[subprocess.Popen[str]]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([python, "-c", program], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(
+        [python, "-c", program], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()  # nothing where it has ended
+
+
+def errors_of(process: subprocess.Popen[str]) -> str:
+    """What a program that failed said; nothing of one that did not."""
+    errors = process.communicate(timeout=60)[1]
+    return "" if process.returncode == 0 else errors or f"exit {process.returncode}"
 
 
 def test_the_two_halves_meet(tmp_path: Path, python: str) -> None:
-    client = start(block("VirtualDeviceSet.create("), tmp_path, python)
-    deadline = time.monotonic() + 30
-    while True:  # the server's statement comes when the set is there, which nothing announces
-        server = start(block("ServerDeviceSet.open("), tmp_path, python)
-        errors = server.communicate(timeout=60)[1]
-        if server.returncode == 0 or "VDInvalidError" not in errors or time.monotonic() > deadline:
-            break
-    assert server.returncode == 0, errors
-    errors = client.communicate(timeout=60)[1]
-    assert client.returncode == 0, errors
+    with started(block("VirtualDeviceSet.create("), tmp_path, python) as client:
+        deadline = time.monotonic() + 30
+        while True:  # nothing announces the moment at which the set is there
+            with started(block("ServerDeviceSet.open("), tmp_path, python) as server:
+                errors = errors_of(server)
+            if "VDInvalidError" not in errors or time.monotonic() > deadline:
+                break
+        assert not errors
+        assert not errors_of(client)
     assert (tmp_path / "nightly.bak").read_bytes() == b"page" * 16384
 
 
@@ -44,9 +58,8 @@ def test_backup_and_restore(tmp_path: Path, python: str) -> None:
         connection.execute("CREATE TABLE t AS SELECT 'kept' AS word")
     connection.close()
     (tmp_path / "backups").mkdir()
-    program = start(block("vdi_ext.backup("), tmp_path, python)
-    errors = program.communicate(timeout=100)[1]
-    assert program.returncode == 0, errors
+    with started(block("vdi_ext.backup("), tmp_path, python) as program:
+        assert not errors_of(program)
     with sqlite3.connect(tmp_path / "copy.db") as connection:
         assert connection.execute("SELECT word FROM t").fetchall() == [("kept",)]
     connection.close()
