@@ -40,3 +40,10 @@ void abort_get(struct abort_latch *a, VdiAbortInfo *info) {
         info->reason[sizeof info->reason - 1] = 0;
     }
 }
+
+bool all_devices_ended(struct ctl *ctl, DWORD device_count) {
+    for (DWORD i = 0; i < device_count; i++)
+        if (!atomic_load_explicit(&ctl->devices[i].client_closed, memory_order_acquire))
+            return false;
+    return true;
+}

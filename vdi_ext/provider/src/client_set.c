@@ -54,12 +54,7 @@ static void life_unmap(struct life *l) {
     l->ctl = NULL;
 }
 
-bool life_all_closed(struct life *l) {
-    for (DWORD i = 0; i < l->requested.deviceCount; i++)
-        if (!atomic_load_explicit(&l->ctl->devices[i].client_closed, memory_order_acquire))
-            return false;
-    return true;
-}
+bool life_all_closed(struct life *l) { return all_devices_ended(l->ctl, l->requested.deviceCount); }
 
 uint32_t life_state(struct life *l) {
     if (aborted(&l->latch))
@@ -210,7 +205,8 @@ static HRESULT join(struct life *l) {
         atomic_store(&l->state, VDI_STATE_INITIALIZING);
         if (l->ctl->magic == CTL_MAGIC && config_check_request(&l->requested) == NOERROR &&
             atomic_load(&l->ctl->configured) && config_check_decision(&l->requested, &l->decided))
-            hr = follower_start(&l->follower, &primary, &l->latch, &l->segments);
+            hr = follower_start(&l->follower, &primary, &l->latch, &l->segments,
+                                l->requested.deviceCount);
     }
     if (hr != NOERROR)
         peer_close(&primary);

@@ -62,7 +62,7 @@ static void *follow(void *arg) {
             break;
         died = ended || process_ended;
     }
-    if (died) {
+    if (died && !all_devices_ended(f->latch->ctl, f->device_count)) {
         char reason[128];
         snprintf(reason, sizeof reason, "The primary client, process %d, died.", (int)f->primary.pid);
         abort_post(f->latch, VDI_ABORT_PRIMARY_DIED, (DWORD)f->primary.pid, reason);
@@ -75,7 +75,7 @@ static void *follow(void *arg) {
 }
 
 /* Threads of the provider take no signals: they belong to the program. */
-int thread_start(pthread_t *thread, void *(*run)(void *), void *arg) {
+int thread_start(pthread_t *thread, const char *name, void *(*run)(void *), void *arg) {
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -83,16 +83,19 @@ int thread_start(pthread_t *thread, void *(*run)(void *), void *arg) {
     pthread_attr_init(&attr);
     pthread_attr_setstacksize(&attr, 256 << 10);
     int e = pthread_create(thread, &attr, run, arg);
+    if (e == 0)
+        pthread_setname_np(*thread, name);
     pthread_attr_destroy(&attr);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return e;
 }
 
 HRESULT follower_start(struct follower *f, const struct peer *primary, struct abort_latch *latch,
-                       struct segments *segments) {
+                       struct segments *segments, DWORD device_count) {
     f->primary = *primary;
     f->latch = latch;
     f->segments = segments;
+    f->device_count = device_count;
     f->gone = f->replied = false;
     pthread_mutex_init(&f->request, NULL);
     pthread_mutex_init(&f->lock, NULL);
@@ -100,7 +103,7 @@ HRESULT follower_start(struct follower *f, const struct peer *primary, struct ab
     f->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (f->stop_fd < 0 || !descriptor_track(f->stop_fd))
         return VD_E_MEMORY;
-    if (thread_start(&f->thread, follow, f)) {
+    if (thread_start(&f->thread, "vdi follower", follow, f)) {
         descriptor_close(f->stop_fd);
         return VD_E_MEMORY;
     }

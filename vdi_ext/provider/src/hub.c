@@ -17,7 +17,7 @@ static void drop(struct life *l, struct connection *c) {
     *p = c->next;
     DWORD pid = (DWORD)c->peer.pid;
     char reason[128];
-    if (c->role == SERVER && !c->said_bye) {
+    if (c->role == SERVER && !c->said_bye && !life_all_closed(l)) {
         snprintf(reason, sizeof reason, "The server, process %u, died.", pid);
         abort_post(&l->latch, VDI_ABORT_SERVER_DIED, pid, reason);
     } else if (c->role == SECONDARY && life_claims_unfinished(l, c, true)) {
@@ -197,7 +197,7 @@ HRESULT hub_start(struct life *l) {
         close_all(l->listeners, 2);
         return VD_E_MEMORY;
     }
-    if (thread_start(&l->hub, hub, l)) {
+    if (thread_start(&l->hub, "vdi primary", hub, l)) {
         close_all(l->listeners, 2);
         descriptor_close(l->stop_fd);
         return VD_E_MEMORY;

@@ -93,6 +93,8 @@ bool aborted(struct abort_latch *a);
 void abort_post(struct abort_latch *a, DWORD cause, DWORD pid, const char *reason);
 void abort_get(struct abort_latch *a, VdiAbortInfo *info);
 void wake_everybody(struct ctl *ctl);
+/* Every device has reported VD_E_CLOSE to its client: the end of a process changes nothing any more. */
+bool all_devices_ended(struct ctl *ctl, DWORD device_count);
 
 /* ---- names.c */
 struct set_name {
@@ -155,6 +157,7 @@ struct follower {
     pthread_t thread;
     struct abort_latch *latch;
     struct segments *segments; /* grow by what the primary announces */
+    DWORD device_count;
     pthread_mutex_t request;   /* one request at a time */
     pthread_mutex_t lock;
     pthread_cond_t changed;
@@ -162,9 +165,9 @@ struct follower {
     bool replied; /* to the request under way */
     HRESULT reply;
 };
-int thread_start(pthread_t *thread, void *(*run)(void *), void *arg); /* without signals */
+int thread_start(pthread_t *thread, const char *name, void *(*run)(void *), void *arg); /* takes no signals */
 HRESULT follower_start(struct follower *f, const struct peer *primary, struct abort_latch *latch,
-                       struct segments *segments);
+                       struct segments *segments, DWORD device_count);
 HRESULT follower_request(struct follower *f, struct message *m, const int *fds);
 bool follower_await_segment(struct follower *f, uint32_t segment);
 void follower_stop(struct follower *f);

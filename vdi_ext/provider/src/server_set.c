@@ -60,7 +60,8 @@ static HRESULT join(struct server_set *s) {
         COPY_OUT(s->requested, s->ctl->requested);
         memcpy(s->set_id, s->ctl->set_id, sizeof s->set_id);
         if (s->ctl->magic == CTL_MAGIC && config_check_request(&s->requested) == NOERROR)
-            hr = follower_start(&s->follower, &primary, &s->latch, &s->segments);
+            hr = follower_start(&s->follower, &primary, &s->latch, &s->segments,
+                                s->requested.deviceCount);
     }
     if (hr != NOERROR) {
         peer_close(&primary);
