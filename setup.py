@@ -103,7 +103,8 @@ class BuildExt(build_ext):
                 tool = [*cc, "-std=c11", *CFLAGS]
             else:
                 tool = [*cxx, "-std=c++17", "-fno-exceptions", "-fno-rtti", *COMMON]
-            run([*tool, *STRICT, "-D_GNU_SOURCE", "-fPIC", "-pthread", f"-I{INCLUDE}", "-c", str(source), "-o", out])
+            common = [*STRICT, "-D_GNU_SOURCE", "-fPIC", "-pthread", f"-I{INCLUDE}"]
+            self.call([*tool, *common, "-c", str(source), "-o", out])
             return out
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -111,13 +112,13 @@ class BuildExt(build_ext):
         # nodelete: threads and fork handlers of the library may outlive a dlclose.
         link = ["-shared", "-pthread", "-Wl,-z,nodelete", "-Wl,--as-needed", "-Wl,-soname,libsqlvdi.so", *LINK]
         fresh = f"{target}.new"
-        run([*cxx, *link, *built, "-o", fresh])
+        self.call([*cxx, *link, *built, "-o", fresh])
         os.replace(fresh, target)  # never write into a file that a running process has mapped
 
-
-def run(command: list[str]) -> None:
-    print(shlex.join(command), flush=True)
-    subprocess.run(command, check=True)
+    def call(self, command: list[str]) -> None:
+        if self.verbose:
+            print(shlex.join(command), flush=True)
+        subprocess.run(command, check=True)
 
 
 setup(
