@@ -97,8 +97,8 @@ cdef class MappedBuffer:
             return
         if self._exports:
             raise BufferError(
-                f"{self._exports} view{' is' if self._exports == 1 else 's are'} alive on this buffer; drop them "
-                "before releasing it (del array; with memoryview(mapped) as view: ...)"
+                f"{'1 view is' if self._exports == 1 else f'{self._exports} views are'} alive on this buffer, to be "
+                "dropped before releasing it (del array; with memoryview(mapped) as view: ...)"
             )
         self._buffer = NULL
         self._set.use()

@@ -131,7 +131,7 @@ cdef class Command:
         cdef DWORD transferred
         self._check_outstanding()
         if self._exports:
-            raise BufferError(self._views("drop them before completing it"))
+            raise BufferError(self._views())
         if bytes_transferred is None:
             if self._code == VDC_Read:
                 raise ValueError("a READ is completed with its count: complete(code, bytes_transferred)")
@@ -149,7 +149,7 @@ cdef class Command:
         # The arguments' own methods may have run Python code that completed or exported meanwhile.
         self._check_outstanding()
         if self._exports:
-            raise BufferError(self._views("drop them before completing it"))
+            raise BufferError(self._views())
         cdef HRESULT hr = self._finish(wire_code, transferred, wire_position)
         if hr < 0:
             raise self._device.set.error(hr, "CompleteCommand")
@@ -217,10 +217,11 @@ cdef class Command:
         code = self.code
         return code.name if isinstance(code, CommandCode) else f"{code}"
 
-    def _views(self, remedy):
+    def _views(self):
+        views = "1 view is" if self._exports == 1 else f"{self._exports} views are"
         return (
-            f"{self._exports} view{' is' if self._exports == 1 else 's are'} alive on this {self._name()} command; "
-            f"{remedy} (del array; with memoryview(command) as view: ...)"
+            f"{views} alive on this {self._name()} command, to be dropped before completing it "
+            "(del array; with memoryview(command) as view: ...)"
         )
 
     cdef bint _carries_data(self) noexcept:
@@ -238,10 +239,9 @@ cdef class Command:
         return 0
 
     cdef HRESULT _finish(self, DWORD code, DWORD transferred, DWORDLONG position) noexcept:
-        """The native completion. Does not wait, so the GIL stays."""
         cdef VDC_Command *c = self._c
         self._c = NULL  # first: whatever comes, nobody completes it twice
-        return self._device.p.lpVtbl.CompleteCommand(self._device.p, c, code, transferred, position)
+        return self._device.complete(c, code, transferred, position)
 
     cdef HRESULT _give_up(self, DWORD code) noexcept:
         """Complete with an error and 0 bytes, at once or when the last view is dropped."""

@@ -18,6 +18,11 @@ from .command cimport Command, new_command
 from .refs cimport DeviceRef, SetRef, deadline_after, slice_of, usable
 
 
+cdef enum:
+    SLICE_MS = 100
+    FOREIGN_SLICE_MS = 10  # other threads' completions wait that long
+
+
 @cython.final
 @cython.no_gc
 cdef class VirtualDevice:
@@ -111,8 +116,8 @@ cdef class VirtualDevice:
             raise VDNotOpenError(VD_E_NOTOPEN, "devices come from VirtualDeviceSet.open_device()")
         if not usable(ref.set):
             ref.set.refuse()
-        if ref.getting:
-            raise RuntimeError(f"another thread is in get_command() of device {self.name!r}; one at a time")
+        if ref.getting or ref.set.embedded == NULL:
+            ref.fetching()
         # A poll makes no system call, and giving up the GIL costs more than a command that is there already.
         hr = ref.p.lpVtbl.GetCommand(ref.p, 0, &c)
         if hr == VD_E_TIMEOUT:
@@ -137,12 +142,16 @@ cdef class VirtualDevice:
         ref.set.in_flight += 1
         try:
             while True:
-                ms = slice_of(deadline)
+                ms = slice_of(deadline, SLICE_MS if ref.set.embedded != NULL else FOREIGN_SLICE_MS)
                 with nogil:
                     hr = ref.p.lpVtbl.GetCommand(ref.p, ms, p_command)
                 if hr != VD_E_TIMEOUT or ms == 0:
                     return hr
                 ref.set.between_slices()
+                if ref.posted is not None:
+                    ref.getting = False
+                    ref.fetching()
+                    ref.getting = True
         finally:
             ref.getting = False
             ref.set.leave()

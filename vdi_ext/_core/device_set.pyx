@@ -357,8 +357,8 @@ cdef class VirtualDeviceSet:
             ref.refuse()
         if ref.exports:
             raise BufferError(
-                f"{ref.exports} view{' is' if ref.exports == 1 else 's are'} alive on buffers of this set; drop them "
-                "before closing it (del array; with memoryview(command) as view: ...)"
+                f"{'1 view is' if ref.exports == 1 else f'{ref.exports} views are'} alive on buffers of this set, to be "
+                "dropped before closing it (del array; with memoryview(command) as view: ...)"
             )
         ref.closing = True
         while ref.in_flight:  # waiting calls look at `closing` between their slices

@@ -1,4 +1,13 @@
-from ..libvdi cimport DWORD, HRESULT, IClientVirtualDevice, IClientVirtualDeviceSet2, IVdiEmbeddedSet, VDConfig
+from ..libvdi cimport (
+    DWORD,
+    DWORDLONG,
+    HRESULT,
+    IClientVirtualDevice,
+    IClientVirtualDeviceSet2,
+    IVdiEmbeddedSet,
+    VDC_Command,
+    VDConfig,
+)
 from .provider cimport fork_generation
 
 
@@ -31,6 +40,13 @@ cdef class DeviceRef:
     cdef IClientVirtualDevice *p
     cdef SetRef set     # keeps the set, and with it the mapping, until the device is released
     cdef bint getting   # a thread is in GetCommand
+    # Only the embedded provider takes a device's calls from several threads. Elsewhere the thread that fetches commands
+    # makes all of them, and completions of other threads wait here for its next look.
+    cdef unsigned long owner    # 0: none yet
+    cdef list posted            # of (VDC_Command *, code, bytes, position), or None
+
+    cdef int fetching(self) except -1
+    cdef HRESULT complete(self, VDC_Command *c, DWORD code, DWORD transferred, DWORDLONG position) noexcept
 
 
 cdef enum NativeMethod:
@@ -56,7 +72,7 @@ cdef class NativeCall:
 
 
 cdef double deadline_after(object timeout) except? -1
-cdef DWORD slice_of(double deadline) except? 0xFFFFFFFF
+cdef DWORD slice_of(double deadline, DWORD longest=*) except? 0xFFFFFFFF
 
 
 cdef inline bint usable(SetRef ref) noexcept:

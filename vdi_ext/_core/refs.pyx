@@ -15,6 +15,7 @@ from cpython.exc cimport PyErr_CheckSignals, PyErr_WarnEx, PyErr_WriteUnraisable
 
 from ..libvdi cimport (
     DWORD,
+    DWORDLONG,
     HRESULT,
     LPCWSTR,
     VD_E_ABORT,
@@ -24,6 +25,7 @@ from ..libvdi cimport (
     VDI_STATE_ACTIVE,
     VDI_STATE_CONFIGURABLE,
     VDI_STATE_INITIALIZING,
+    VDC_Command,
     VdiAbortInfo,
 )
 from .provider cimport fork_generation
@@ -125,6 +127,33 @@ cdef class SetRef:
 @cython.no_gc
 cdef class DeviceRef:
 
+    cdef int fetching(self) except -1:
+        """Before GetCommand: one thread at a time, and on another library than the embedded provider always the same."""
+        cdef HRESULT hr
+        if self.getting:
+            raise RuntimeError("another thread is in get_command() of this device; one at a time")
+        if self.set.embedded != NULL:
+            return 0
+        if self.owner == 0:
+            self.owner = _thread.get_ident()
+        elif self.owner != <unsigned long>_thread.get_ident():
+            raise RuntimeError("on this library one thread fetches all commands of a device")
+        while self.posted:
+            address, code, transferred, position = self.posted.pop(0)
+            hr = self.p.lpVtbl.CompleteCommand(self.p, <VDC_Command *><size_t>address, code, transferred, position)
+            if hr != VD_E_ABORT:  # which GetCommand is about to say
+                self.set.check(hr, "CompleteCommand")
+        return 0
+
+    cdef HRESULT complete(self, VDC_Command *c, DWORD code, DWORD transferred, DWORDLONG position) noexcept:
+        """Complete a command. Does not wait, so the GIL stays."""
+        if self.set.embedded == NULL and self.owner != <unsigned long>_thread.get_ident():
+            if self.posted is None:
+                self.posted = []
+            self.posted.append((<size_t>c, code, transferred, position))
+            return 0
+        return self.p.lpVtbl.CompleteCommand(self.p, c, code, transferred, position)
+
     def __dealloc__(self):
         if self.p == NULL or self.set.generation != fork_generation:
             return
@@ -211,11 +240,11 @@ cdef double deadline_after(object timeout) except? -1:
     return <double>monotonic() + seconds
 
 
-cdef DWORD slice_of(double deadline) except? 0xFFFFFFFF:
+cdef DWORD slice_of(double deadline, DWORD longest=SLICE_MS) except? 0xFFFFFFFF:
     """Milliseconds of the next native wait; 0 when the time is over."""
     cdef double left = deadline - <double>monotonic()
     if left <= 0:
         return 0
-    if left * 1000 >= SLICE_MS:
-        return SLICE_MS
+    if left * 1000 >= longest:
+        return longest
     return <DWORD>(left * 1000) + 1
