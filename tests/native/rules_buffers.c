@@ -305,8 +305,8 @@ static void handles(void)
         OK(V(pair.server, AllocateBuffer, &buffers[i], 4096, 0));
         memset(buffers[i], 'x' + i, 4096);
         sent_init(&sent[i], i == 1 ? VDC_Read : VDC_Write, buffers[i], 4096 - 512 * (DWORD)i);
-        OK(send_it(pair.s[0], &sent[i]));
     }
+    OK(send_it(pair.s[0], &sent[0]));
     VDC_Command *command = get(&pair, 0);
     IVdiEmbeddedSet *x = embedded(pair.client);
     OK(V(pair.client, GetBufferHandle, command->buffer, &handle));
@@ -320,7 +320,7 @@ static void handles(void)
     HR(V(pair.client, GetBufferHandle, command->buffer + 1, &again), VD_E_INVALID);
     HR(V(pair.client, GetBufferHandle, command->buffer - 512, &again), VD_E_INVALID);
     HR(V(pair.client, GetBufferHandle, (BYTE *)&handle, &again), VD_E_INVALID);
-    HR(V(pair.client, GetBufferHandle, buffers[2], &again), VD_E_INVALID); /* queued: not the client's yet */
+    HR(V(pair.client, GetBufferHandle, buffers[2], &again), VD_E_INVALID); /* the server's */
     HR(V(pair.client, MapBufferHandle, handle, NULL), VD_E_INVALID);
     /* Forged: no other number is a handle, while this one is out. */
     uint64_t random = 7;
@@ -369,6 +369,10 @@ static void handles(void)
     HR(V(x, GetSetId, NULL), VD_E_INVALID);
     HR(V(x, GetState, NULL), VD_E_INVALID);
     HR(V(x, GetAbortInfo, NULL), VD_E_INVALID);
+
+    OK(send_it(pair.s[0], &sent[1]));
+    OK(send_it(pair.s[0], &sent[2]));
+    HR(V(pair.client, GetBufferHandle, buffers[2], &again), VD_E_INVALID); /* queued: not the client's yet */
 
     /* Stale: given back, and then lent again. */
     BYTE *address = command->buffer;

@@ -223,9 +223,9 @@ static HRESULT STDMETHODCALLTYPE CompleteCommand(IClientVirtualDevice *This, VDC
         hr = VD_E_PROTOCOL;
     else if (aborted(&d->life->latch))
         hr = VD_E_ABORT;
-    else if (d->closed || !d->shared)
+    else if (d->closed)
         hr = VD_E_PROTOCOL;
-    else if (!(c = command_find(d, p)))
+    else if (!d->shared || !(c = command_find(d, p)))
         hr = VD_E_INVALID;
     else if ((c->command.commandCode == VDC_Read || c->command.commandCode == VDC_Write) && bytes > c->command.size)
         hr = VD_E_INVALID;

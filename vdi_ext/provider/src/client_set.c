@@ -646,7 +646,8 @@ static HRESULT STDMETHODCALLTYPE CheckBuffer(IVdiEmbeddedSet *This, const VdiBuf
     struct life *l = enter_for_buffers(SET_OF_EXTRA(This), &hr);
     if (!l)
         return hr;
-    bool good = look_up(l, handle->value, &info, &segment, &offset) && info.generation == handle->generation;
+    bool good = look_up(l, handle->value, &info, &segment, &offset) && info.generation == handle->generation &&
+                !memcmp(handle->setId, l->set_id, sizeof info.setId);
     leave(l);
     return good ? NOERROR : VD_E_INVALID;
 }
