@@ -1,0 +1,37 @@
+"""The backup stream: tape-format blocks and streams, 8 KB pages, and the checksums over them.
+
+A stream of one device is one media family: descriptor blocks (DBLK), each followed by its streams. `FamilyWriter` makes
+one, `FamilyReader` takes one apart again while its bytes arrive in pieces of any size.
+"""
+
+from __future__ import annotations
+
+from .blocks import BackupSet, DatabaseFile, Lsn, MediaSet
+from .checksums import combine, fold, page_checksums, sector_xors, stream_checksum
+from .pages import EXTENT_PAGES, EXTENT_SIZE, PAGE_SIZE, fill_pages, seal_pages, unused_pages
+from .reader import FamilyInfo, FamilyReader, MtfError, NotMtfError, TruncatedError
+from .writer import FamilyWriter
+
+__all__ = [
+    "BackupSet",
+    "DatabaseFile",
+    "EXTENT_PAGES",
+    "EXTENT_SIZE",
+    "FamilyInfo",
+    "FamilyReader",
+    "FamilyWriter",
+    "Lsn",
+    "MediaSet",
+    "MtfError",
+    "NotMtfError",
+    "PAGE_SIZE",
+    "TruncatedError",
+    "combine",
+    "fill_pages",
+    "fold",
+    "page_checksums",
+    "seal_pages",
+    "sector_xors",
+    "stream_checksum",
+    "unused_pages",
+]

@@ -1,0 +1,180 @@
+"""One media family, written from front to back.
+
+    TAPE SFMB SSET VOLB MSCI [MSDA] MSTL MSLS SFMB ESET(OTCP, TSMP) ESET SFMB
+
+The pages themselves do not pass through here: they are sent from where they are made. `begin` gives what precedes
+them, `pages` takes note of them, `end` gives what follows.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from . import blocks
+from .blocks import FORMAT_BLOCK, BackupSet, MediaSet
+from .checksums import SECTOR_SIZE, Words, combine, fold
+from .pages import EXTENT_PAGES, EXTENT_SIZE, PAGE_SIZE
+
+
+class FamilyWriter:
+    """Metadata of one family's stream.
+
+    Parameters
+    ----------
+    media : MediaSet
+    backup : BackupSet
+    family : int
+        From 1.
+    extents : int
+        Extents of 64 KiB that this family will hold, fill extents included; 0 for a family without data. SQL Server
+        fixes it in advance, the same for all families, and evens it out with fill pages; which extents a family gets
+        is open.
+    """
+
+    def __init__(self, media: MediaSet, backup: BackupSet, family: int, extents: int) -> None:
+        self.media = media
+        self.backup = backup
+        self.family = family
+        self.extents = extents
+        self._pending = bytearray()
+        self._sent = 0
+        self._sectors = 0
+        self._checksum = 0
+        self._marks: tuple[int, ...] = ()
+        self._set_start = 0
+        self._control = 0
+
+    # ---- the whole family in three steps
+
+    def begin(self) -> bytes:
+        """What precedes the first page, or, without data, the MSTL block; a whole number of physical blocks.
+
+        With no data this is empty: all of the family is in `end`.
+        """
+        media, backup = self.media, self.backup
+        self._block(blocks.tape(media, backup.started), [(b"RAID", blocks.raid(media, self.family))], self._unit)
+        self._filemark()
+        self._set_start = self._position
+        self._block(blocks.start_of_set(backup, self._set_start), [], FORMAT_BLOCK)
+        self._block(blocks.volume(backup, self._address, self._next_control()), [], FORMAT_BLOCK)
+        estimate = backup.pages * PAGE_SIZE
+        self._configuration(b"MSCI", blocks.configuration(backup, estimate), FORMAT_BLOCK)
+        if not self.extents:
+            return b""
+        body = (0).to_bytes(4, "little") + (0x10000).to_bytes(4, "little")
+        self._pending += blocks.descriptor(b"MSDA", body, address=self._address, control=self._next_control())
+        # The pages begin on a physical block, and on the grid of the format's own blocks.
+        data = self._position + 2 * blocks.STREAM_HEADER_SIZE + 2
+        pad = self._to_grid(data, self._unit)
+        self._pending += blocks.stream_header(b"APAD", pad, blocks.ALIGN) + bytes(pad)
+        attributes = blocks.VARIABLE | (blocks.CSUM_FOLLOWS if backup.checksum else 0)
+        self._pending += blocks.stream_header(b"MQDA", 2 + self.extents * EXTENT_SIZE, attributes) + bytes(2)
+        return self._take()
+
+    def pages(self, count: int, sectors: Words | None = None) -> None:
+        """Take note of pages that were sent in sequence.
+
+        Parameters
+        ----------
+        count : int
+            Pages.
+        sectors : numpy.ndarray of uint32, optional
+            Their `sector_xors`; needed WITH CHECKSUM.
+        """
+        self._sent += count * PAGE_SIZE
+        self._sectors += count * PAGE_SIZE // SECTOR_SIZE
+        if sectors is not None:
+            self._checksum = combine(self._checksum, fold(sectors), len(sectors))
+
+    def end(self, finished: datetime) -> bytes:
+        """What follows the last page; a whole number of physical blocks.
+
+        Raises
+        ------
+        ValueError
+            Other pages were noted than announced.
+        """
+        if self._sectors * SECTOR_SIZE != self.extents * EXTENT_SIZE:
+            raise ValueError(
+                f"family {self.family} holds {self._sectors // 16} pages of {self.extents * EXTENT_PAGES} announced"
+            )
+        if self.extents:
+            if self.backup.checksum:
+                self._pending += blocks.stream_header(b"CSUM", 4) + self._checksum.to_bytes(4, "little")
+                self._pending += bytes(blocks.padding(self._position))
+            self._pending += blocks.stream_header(b"MQDA", 0, blocks.VARIABLE | blocks.LAST)
+            self._pending += bytes(blocks.padding(self._position))
+            self._space(FORMAT_BLOCK)
+        log = next((file for file in self.backup.files if file.is_log), None)
+        if log is not None:
+            self._block(blocks.log_block(self._address, self._next_control(), log), [], FORMAT_BLOCK)
+        size = self.backup.pages * PAGE_SIZE
+        # The filemark behind it begins on a physical block.
+        self._configuration(b"MSLS", blocks.configuration(self.backup, size, finished), self._unit)
+        self._filemark()
+        first = self._position
+        table = blocks.set_map(self.media, self.backup, self._set_start, first - self._set_start)
+        self._end_of_set(blocks.end_of_set(self.backup), table)
+        self._block(blocks.end_of_set(self.backup, first), [], self._unit)
+        self._filemark()
+        return self._take()
+
+    # ---- places
+
+    @property
+    def _position(self) -> int:
+        return self._sent + len(self._pending)
+
+    @property
+    def _unit(self) -> int:
+        return max(FORMAT_BLOCK, self.media.block_size)
+
+    @property
+    def _address(self) -> int:
+        """Format logical address of a block that starts here."""
+        return (self._position - self._set_start) // FORMAT_BLOCK
+
+    def _next_control(self) -> int:
+        self._control += 1
+        return self._control
+
+    def _to_grid(self, position: int, unit: int) -> int:
+        return -(position - self._set_start) % unit
+
+    def _take(self) -> bytes:
+        piece = bytes(self._pending)
+        self._pending.clear()
+        self._sent += len(piece)
+        return piece
+
+    # ---- blocks
+
+    def _space(self, unit: int) -> None:
+        """The SPAD stream that ends every block, up to the grid."""
+        pad = self._to_grid(self._position + blocks.STREAM_HEADER_SIZE, unit)
+        self._pending += blocks.stream_header(b"SPAD", pad) + bytes(pad)
+
+    def _block(self, header: bytes, streams: list[tuple[bytes, bytes]], unit: int) -> None:
+        self._pending += header
+        for kind, content in streams:
+            self._pending += blocks.stream_header(kind, len(content)) + content
+            self._pending += bytes(blocks.padding(self._position))
+        self._space(unit)
+
+    def _configuration(self, kind: bytes, content: bytes, unit: int) -> None:
+        header = blocks.descriptor(kind, bytes(4), address=self._address, control=self._next_control())
+        self._block(header, [(b"MQCI", content)], unit)
+
+    def _end_of_set(self, header: bytes, table: bytes) -> None:
+        """The first ESET: OTCP pads up to the set map, which begins on the next format block."""
+        self._pending += header
+        pad = -(len(header) + blocks.STREAM_HEADER_SIZE) % FORMAT_BLOCK
+        self._pending += blocks.stream_header(b"OTCP", pad) + bytes(pad)
+        self._pending += blocks.stream_header(b"TSMP", len(table)) + table
+        self._pending += bytes(blocks.padding(self._position))
+        self._space(self._unit)
+
+    def _filemark(self) -> None:
+        mark = self._position
+        self._pending += blocks.filemark(self._marks, self.media.block_size)
+        self._marks = (mark, *self._marks)
