@@ -567,7 +567,8 @@ static void secondaries(void)
     }
     OK(V(idle, Close)); /* without a device it leaves without a trace */
     VDC_Command *command;
-    HR(V(pair.c[0], GetCommand, 0, &command), VD_E_TIMEOUT);
+    if (!HR(V(pair.c[0], GetCommand, 0, &command), VD_E_TIMEOUT))
+        printf("     %s\n", abort_info(pair.client).reason);
     for (unsigned i = 0; i < 2; i++) {
         OK(V(pair.s[i], CloseDevice));
         HR(V(pair.c[i], GetCommand, INFINITE, &command), VD_E_CLOSE);

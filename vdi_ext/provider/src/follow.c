@@ -142,9 +142,9 @@ bool follower_await_segment(struct follower *f, uint32_t segment) {
 
 void follower_stop(struct follower *f) {
     struct message bye = {.type = MSG_BYE};
-    link_send(f->primary.fd, &bye, NULL);
     eventfd_write(f->stop_fd, 1);
     pthread_join(f->thread, NULL);
+    link_send(f->primary.fd, &bye, NULL); /* last: it makes the primary hang up, which the thread would misread */
     descriptor_close(f->stop_fd);
     peer_close(&f->primary);
     pthread_cond_destroy(&f->changed);
