@@ -54,6 +54,7 @@ struct life {
 struct client_command { /* what an outstanding command is, beyond what its receiver sees */
     VDC_Command command;
     bool out;
+    bool described; /* its buffer has been made known in the shared table */
     uint32_t ticket, buffer, epoch;
     uint64_t lending;
     struct client_command *next_free;
@@ -87,6 +88,7 @@ struct client_device *device_create(struct life *life, const WCHAR *name);
 void device_kill(struct client_device *d); /* refuses all calls from now on, and waits for those inside */
 void device_free(struct client_device *d);
 struct client_command *device_find_buffer(struct client_device *d, const BYTE *buffer);
+void device_publish_buffer(struct client_device *d, struct client_command *c);
 
 void life_release(struct life *l);
 uint32_t life_state(struct life *l);

@@ -42,6 +42,21 @@ static struct client_command *command_find(struct client_device *d, const VDC_Co
     return NULL;
 }
 
+/* Makes the buffer known to the other processes of the set. Most never are, so this is done only when asked for. */
+void device_publish_buffer(struct client_device *d, struct client_command *c) {
+    if (c->described)
+        return;
+    uint64_t offset;
+    uint32_t segment = segments_locate(&d->life->segments, c->command.buffer, &offset);
+    struct buf_entry *b = &d->life->ctl->buffers[c->buffer];
+    atomic_store_explicit(&b->segment, segment, memory_order_relaxed);
+    atomic_store_explicit(&b->offset, offset, memory_order_relaxed);
+    atomic_store_explicit(&b->size, c->command.size, memory_order_relaxed);
+    atomic_store_explicit(&b->read_only, c->command.commandCode == VDC_Write, memory_order_relaxed);
+    atomic_store_explicit(&b->lending, c->lending, memory_order_release);
+    c->described = true;
+}
+
 struct client_command *device_find_buffer(struct client_device *d, const BYTE *buffer) {
     for (unsigned k = 0; k < CHUNKS && d->chunks[k]; k++)
         for (unsigned i = 0; i < CHUNK; i++) {
@@ -50,6 +65,13 @@ struct client_command *device_find_buffer(struct client_device *d, const BYTE *b
                 return c;
         }
     return NULL;
+}
+
+/* Changed only under d->lock, read by waiting calls without it. */
+static uint32_t change_older_out(struct client_device *d, int by) {
+    uint32_t n = atomic_load_explicit(&d->older_out, memory_order_relaxed) + (uint32_t)by;
+    atomic_store_explicit(&d->older_out, n, memory_order_release);
+    return n;
 }
 
 /* ---- fetching */
@@ -85,8 +107,9 @@ static enum fetched deliver(struct client_device *d, const struct cmd_entry *e, 
     c->ticket = e->ticket;
     c->buffer = e->buffer;
     c->lending = e->lending;
+    c->described = false;
     if (e->code != VDC_ClearError)
-        atomic_fetch_add_explicit(&d->older_out, 1, memory_order_relaxed);
+        change_older_out(d, 1);
     *out = &c->command;
     *hr = NOERROR;
     return FETCHED;
@@ -250,12 +273,13 @@ static HRESULT STDMETHODCALLTYPE CompleteCommand(IClientVirtualDevice *This, VDC
         if (c->buffer != NO_BUFFER) {
             DWORD prefix = d->life->requested.prefixZoneSize;
             POISON(c->command.buffer - prefix, (size_t)prefix + c->command.size);
-            atomic_store_explicit(&ctl->buffers[c->buffer].lending, c->lending + 1, memory_order_release);
+            if (c->described)
+                atomic_store_explicit(&ctl->buffers[c->buffer].lending, c->lending + 1, memory_order_release);
         }
         command_free(d, c);
         PUBLISH(&e->seq, d->next_completion + 1);
         d->next_completion++;
-        if (!clear_error && atomic_fetch_sub(&d->older_out, 1) == 1 && d->io_error)
+        if (!clear_error && change_older_out(d, -1) == 0 && d->io_error)
             wake(&d->shared->client_sleeps); /* a ClearError may have been withheld for this */
         wake(&ctl->agent_sleeps);
     }

@@ -429,6 +429,7 @@ static struct client_command *find_buffer(struct life *l, const BYTE *buffer, Vd
         pthread_mutex_lock(&d->lock);
         found = device_find_buffer(d, buffer);
         if (found) {
+            device_publish_buffer(d, found);
             memset(info, 0, sizeof *info);
             info->value = handle_value(l->set_id, found->buffer, found->lending);
             info->size = found->command.size;

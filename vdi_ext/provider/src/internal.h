@@ -58,6 +58,7 @@ struct segments { /* buffer memory of a set, in the order in which the server ob
     _Atomic uint32_t count;
 };
 uint8_t *segments_address(struct segments *s, uint32_t segment, uint64_t offset, uint64_t before, uint64_t size);
+uint32_t segments_locate(struct segments *s, const uint8_t *address, uint64_t *offset); /* of a known address */
 void segments_unmap(struct segments *s);
 
 /* ---- wait.c */

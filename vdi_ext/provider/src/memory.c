@@ -104,6 +104,13 @@ uint8_t *segments_address(struct segments *s, uint32_t segment, uint64_t offset,
     return m->base + offset;
 }
 
+uint32_t segments_locate(struct segments *s, const uint8_t *address, uint64_t *offset) {
+    uint32_t i = 0;
+    while ((*offset = (uintptr_t)address - (uintptr_t)s->map[i]->base) >= s->map[i]->size)
+        i++;
+    return i;
+}
+
 void segments_unmap(struct segments *s) {
     uint32_t n = atomic_exchange(&s->count, 0);
     for (uint32_t i = 0; i < n; i++) {

@@ -47,7 +47,6 @@ static VDS_Command *slot_end(struct server_device *d, uint16_t n) {
         b->lent = false;
         UNPOISON(b->address, b->size);
         b->lending++;
-        atomic_store_explicit(&set->ctl->buffers[s->buffer].lending, b->lending, memory_order_release);
         pthread_mutex_unlock(&set->space_lock);
     }
     if (s->prev != NO_SLOT)
@@ -129,15 +128,8 @@ static HRESULT send(struct server_device *d, VDS_Command *c) {
         }
         return VD_E_QUEUE_FULL;
     }
-    if (number != NO_BUFFER) {
-        struct buf_entry *b = &set->ctl->buffers[number];
-        atomic_store_explicit(&b->segment, lent.segment, memory_order_relaxed);
-        atomic_store_explicit(&b->offset, lent.offset, memory_order_relaxed);
-        atomic_store_explicit(&b->size, c->size, memory_order_relaxed);
-        atomic_store_explicit(&b->read_only, c->commandCode == VDC_Write, memory_order_relaxed);
-        atomic_store_explicit(&b->lending, lent.lending, memory_order_release);
+    if (number != NO_BUFFER)
         POISON(lent.address, lent.size);
-    }
     struct slot *s = &d->slots[n];
     s->command = c;
     s->ring = d->next_command;

@@ -47,7 +47,8 @@ struct cmp_entry {
     uint32_t epoch;     /* not 0: this completion moved the device to IO-ERROR, for the epoch-th time */
 };
 
-/* What a handle means. A buffer is out while its lending is odd. */
+/* What a handle means. Written by the client that holds the command, when it makes a handle and when it completes the
+ * command; a buffer is out while its lending is odd. */
 struct buf_entry {
     _Atomic uint64_t lending;
     _Atomic uint64_t offset;
