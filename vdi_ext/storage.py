@@ -220,6 +220,16 @@ class StripeWriter:
     def number(self) -> int:
         return self._record.number
 
+    @property
+    def complete(self) -> bool:
+        """Sealed as complete, and nothing written since."""
+        return self._record.complete
+
+    @property
+    def label(self) -> str:
+        """How the stripe is named in messages."""
+        return f"stripe {self.number} ({os.path.join(self._owner.partial, self._record.file)})"
+
     def write(self, data) -> int:
         """Append a buffer's bytes, hashing them where they are.
 
@@ -258,18 +268,23 @@ class StripeWriter:
             raise
         return size
 
-    def seal(self, *, complete: bool) -> None:
+    def seal(self, *, complete: bool) -> bool:
         """Make everything written so far durable, and the manifest say so.
 
         Parameters
         ----------
         complete : bool
             Nothing more is expected. With the last stripe's, the set becomes ``prepared``.
+
+        Returns
+        -------
+        bool
+            The set is prepared by this.
         """
         self._check()
         try:
             os.fsync(self._fd)
-            self._owner._sealed(self._record, self.size, self._hash.copy().hexdigest(), complete)
+            return self._owner._sealed(self._record, self.size, self._hash.copy().hexdigest(), complete)
         except OSError as error:
             self._broken = error
             raise
@@ -394,13 +409,14 @@ class SetWriter:
                 self.manifest.state = "writing"
                 self._save()
 
-    def _sealed(self, record: Stripe, size: int, digest: str, complete: bool) -> None:
+    def _sealed(self, record: Stripe, size: int, digest: str, complete: bool) -> bool:
         with self._lock:
             record.size, record.sha256, record.complete = size, digest, complete
             if all(stripe.complete for stripe in self.manifest.stripes):
                 self.manifest.state = "prepared"
                 self.manifest.finished = now()
             self._save()
+            return self.manifest.state == "prepared"
 
     def _save(self) -> None:
         _save_manifest(self._dir, self.manifest)

@@ -7,7 +7,11 @@ does not, and neither does an abort.
 import threading
 from collections.abc import Callable
 
-from .. import DeviceSetConfig, Feature, VDAbortError, VDError, VDTimeoutError, VirtualDevice, VirtualDeviceSet
+from .._core.device import VirtualDevice
+from .._core.device_set import VirtualDeviceSet
+from ..config import DeviceSetConfig
+from ..constants import Feature
+from ..errors import VDAbortError, VDError, VDTimeoutError
 from .events import Reporter
 from .statements import SQLError, Statement, StatementLostError
 

@@ -1,0 +1,199 @@
+"""Backup: from a server's virtual devices into a set of stripes."""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+
+from .._core.command import Command
+from .._core.device import VirtualDevice
+from .._core.device_set import VirtualDeviceSet
+from ..config import DeviceSetConfig
+from ..constants import CommandCode, CompletionCode
+from ..storage import SetWriter, StorageError, StripeWriter
+from .common import Result, checked_devices, completion_for, statement_text, tool_version
+from .events import Progress, Reporter
+from .job import Job
+from .addresses import describe
+from .statements import Statement, submit
+
+Inspect = Callable[[VirtualDeviceSet, int, Command], None]
+
+
+def backup(
+    source: str,
+    target: str | os.PathLike[str],
+    *,
+    devices: int | None = 1,
+    provider: object = None,
+    progress: Progress | None = None,
+    database: str | None = None,
+    block_size: int | None = None,
+    buffer_count: int | None = None,
+    max_transfer_size: int | None = None,
+    checksum: bool = False,
+    copy_only: bool = False,
+    format: bool = False,
+    stats: int | None = None,
+    request_complete: bool = True,
+    own_process: bool = True,
+    inspect: Inspect | None = None,
+) -> Result:
+    """Back up a database into a new set of stripes.
+
+    Parameters
+    ----------
+    source : str
+        Address of the database: ``sqlite:PATH``, ``replay:PATH[,PATH...]`` or ``synthetic:SIZE[@SEED]``.
+    target : path
+        ``DIRECTORY/NAME`` of the set. NAME must not exist; it appears only when the statement has succeeded. Until
+        then, and where the outcome stays unknown, the set is ``NAME.partial`` (see `recover`).
+    devices : int or None
+        Number of virtual devices, one stripe and one thread each, 1 to 64. None: as many as the source has files.
+    provider : Provider, str or None
+        As for `VirtualDeviceSet.create`.
+    progress : callable, optional
+        Called with a `ProgressEvent`, one call at a time, from any of the job's threads. What it raises ends the job.
+    database : str, optional
+        The name in the statement; by default from the address.
+    block_size, buffer_count, max_transfer_size, checksum, copy_only, format, stats
+        Options of the statement; sizes in bytes. None and False: the server's default.
+    request_complete : bool
+        Ask for a Complete command. Where the server does not grant it, the last Flush takes its place.
+    own_process : bool
+        Run the stand-in in a process of its own.
+    inspect : callable, optional
+        ``inspect(device_set, device, command)`` is called on the device's thread (device: from 1) with each Write
+        before it is stored: to look at the shared buffer, or to hand it to other processes. It must have dropped its
+        views when it returns. What it raises ends the job.
+
+    Returns
+    -------
+    Result
+
+    Raises
+    ------
+    ArgumentError
+        Before anything is begun.
+    StorageError
+        The set could not be written. The server was told, so the BACKUP failed too.
+    SQLError
+        The statement failed. `StatementLostError`: its outcome is not known.
+    VDError
+        The interface failed.
+    """
+    begun = time.monotonic()
+    described = describe(source, reading=True)
+    count = checked_devices(described.devices or 1 if devices is None else devices)
+    described.check_devices(count)
+    name = database or described.database
+    options = {
+        "BLOCKSIZE": block_size,
+        "BUFFERCOUNT": buffer_count,
+        "MAXTRANSFERSIZE": max_transfer_size,
+        "CHECKSUM": checksum,
+        "COPY_ONLY": copy_only,
+        "FORMAT": format,
+        "STATS": stats,
+    }
+    reporter = Reporter("backup", progress, described.size)
+    writer = SetWriter(
+        os.fspath(target), count, expected_size=described.size or 0, database=name, source=source,
+        tool=f"vdi-ext {tool_version()}",
+    )  # fmt: skip
+    stores = [_Store(stripe, reporter, inspect) for stripe in writer.stripes]
+
+    def start(names: list[str]) -> Statement:
+        writer.manifest.statement = statement_text("BACKUP", name, names, options)
+        return submit(writer.manifest.statement, name, described, reporter, provider, own_process)
+
+    def serve(job: Job, device: VirtualDevice, number: int) -> None:
+        stores[number - 1].serve(job, device)
+
+    def configured(config: DeviceSetConfig) -> None:
+        writer.configure({**asdict(config), "features": int(config.features)})
+
+    job = Job(reporter, count, serve, provider=provider, request_complete=request_complete)
+    try:
+        job.run(start, configured)
+    except BaseException as error:
+        _settle_outcome(job, writer, error)
+        raise
+    reporter.phase("publishing")
+    path = _confirm(job, writer)
+    reporter.phase("done")
+    return Result(path, writer.manifest.size, count, time.monotonic() - begun, tuple(job.statement.messages))
+
+
+def _confirm(job: Job, writer: SetWriter) -> str:
+    try:
+        # A server that says "done" without a Flush has still sent everything.
+        for stripe in writer.stripes:
+            if not stripe.complete:
+                stripe.seal(complete=True)
+    except OSError as error:
+        writer.leave()
+        raise StorageError(f"{writer.partial}: {error.strerror}: the BACKUP succeeded, the set is not durable") from error
+    return writer.confirm(job.statement.messages)
+
+
+def _settle_outcome(job: Job, writer: SetWriter, error: BaseException) -> None:
+    """What becomes of the set when a job ends with an error: only the statement's own result decides."""
+    if job.statement is not None and job.statement.succeeded and writer.state == "prepared":
+        error.add_note(f"the statement had succeeded: the set is published as {writer.confirm(job.statement.messages)}")
+    elif job.statement is not None and job.statement.lost and writer.state == "prepared":
+        writer.leave()
+        error.add_note(f"the outcome is not known: {writer.partial} is kept (see: vdi-ext recover)")
+    else:
+        try:
+            writer.fail(str(error))
+        except StorageError as second:
+            error.add_note(str(second))
+
+
+class _Store:
+    """Serves one device by storing what it is sent."""
+
+    def __init__(self, stripe: StripeWriter, reporter: Reporter, inspect: Inspect | None) -> None:
+        self._stripe = stripe
+        self._reporter = reporter
+        self._inspect = inspect
+        self._failed: OSError | None = None
+
+    def serve(self, job: Job, device: VirtualDevice) -> None:
+        for command in device:
+            with command:
+                self._answer(job, command)
+        if self._failed is not None:
+            raise StorageError(f"{self._stripe.label}: {self._failed.strerror}") from self._failed
+
+    def _answer(self, job: Job, command: Command) -> None:
+        if command.code is CommandCode.WRITE:
+            if self._inspect is not None and self._failed is None:
+                self._inspect(job.device_set, self._stripe.number, command)
+            count = self._store(command, lambda: self._stripe.write(command))
+            if count is not None:
+                self._reporter.advance(count)
+                command.complete()
+        elif command.code in (CommandCode.FLUSH, CommandCode.COMPLETE):
+            self._reporter.phase("flushing", device=self._stripe.number)
+            last = command.code is CommandCode.COMPLETE or not job.complete_granted
+            prepared = self._store(command, lambda: self._stripe.seal(complete=last))
+            if prepared is not None:
+                if prepared:
+                    self._reporter.phase("prepared", device=self._stripe.number)
+                command.complete()
+        elif command.code is CommandCode.CLEAR_ERROR:
+            command.complete()
+        else:
+            command.complete(CompletionCode.NOT_SUPPORTED)
+
+    def _store(self, command: Command, act: Callable[[], int]) -> int | None:
+        # A failed store goes on answering, with an error: the server ends its statement and closes the devices.
+        if self._failed is None:
+            try:
+                return act()
+            except OSError as error:
+                self._failed = error
+        command.complete(completion_for(self._failed), 0)
+        return None

@@ -1,0 +1,95 @@
+"""Small things that every job needs."""
+
+import errno
+import importlib.metadata
+from dataclasses import dataclass
+
+from ..constants import CompletionCode
+
+MAX_DEVICES = 64
+
+
+class ArgumentError(ValueError):
+    """A job was asked for something that can not be; nothing was begun."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a job ended.
+
+    Attributes
+    ----------
+    path : str
+        Directory of the set.
+    size : int
+        Bytes of all stripes.
+    devices : int
+        Number of stripes.
+    seconds : float
+        From the first to the last moment of the job.
+    messages : tuple of str
+        What the server said.
+    """
+
+    path: str
+    size: int
+    devices: int
+    seconds: float
+    messages: tuple[str, ...]
+
+    def to_dict(self) -> dict:
+        return {
+            "path": self.path,
+            "size": self.size,
+            "devices": self.devices,
+            "seconds": round(self.seconds, 3),
+            "messages": list(self.messages),
+        }
+
+
+def tool_version() -> str:
+    """Version of this package, as manifests name it."""
+    try:
+        return importlib.metadata.version("vdi_ext")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def checked_devices(devices: int) -> int:
+    """The number of devices, or ArgumentError."""
+    if isinstance(devices, bool) or not isinstance(devices, int) or not 1 <= devices <= MAX_DEVICES:
+        raise ArgumentError(f"devices must be a number from 1 to {MAX_DEVICES}, not {devices!r}")
+    return devices
+
+
+def statement_text(verb: str, database: str, devices: list[str], options: dict[str, object]) -> str:
+    """Compose BACKUP or RESTORE DATABASE.
+
+    Parameters
+    ----------
+    verb : {"BACKUP", "RESTORE"}
+    database : str
+        Any name; quoted here.
+    devices : list of str
+        The device set's name first.
+    options : dict
+        WITH options: True writes the bare word, False and None leave it out, a number is assigned.
+    """
+    name = "[" + database.replace("]", "]]") + "]"
+    clauses = ", ".join("VIRTUAL_DEVICE = N'" + device.replace("'", "''") + "'" for device in devices)
+    direction = "TO" if verb == "BACKUP" else "FROM"
+    words = []
+    for option, value in options.items():
+        if value is True:
+            words.append(option)
+        elif value is not None and value is not False:
+            words.append(f"{option} = {value:d}")
+    tail = " WITH " + ", ".join(words) if words else ""
+    return f"{verb} DATABASE {name} {direction} {clauses}{tail}"
+
+
+def completion_for(error: OSError) -> CompletionCode:
+    """The code that tells the server of a failure of ours."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return CompletionCode.DISK_FULL
+    return CompletionCode.IO_DEVICE

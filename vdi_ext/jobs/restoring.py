@@ -1,0 +1,138 @@
+"""Restore: from a set of stripes through virtual devices into a server."""
+
+import contextlib
+import os
+import time
+
+from .._core.command import Command
+from .._core.device import VirtualDevice
+from ..constants import CommandCode, CompletionCode
+from ..storage import StorageError, StoredSet, StripeReader, VerificationError
+from .common import ArgumentError, Result, statement_text
+from .events import Progress, Reporter
+from .job import Job
+from .addresses import describe
+from .statements import Statement, submit
+
+
+def restore(
+    source: str | os.PathLike[str],
+    target: str,
+    *,
+    provider: object = None,
+    progress: Progress | None = None,
+    verify_first: bool = False,
+    database: str | None = None,
+    devices: int | None = None,
+    block_size: int | None = None,
+    buffer_count: int | None = None,
+    max_transfer_size: int | None = None,
+    checksum: bool = False,
+    replace: bool = False,
+    stats: int | None = None,
+    request_complete: bool = True,
+    own_process: bool = True,
+) -> Result:
+    """Restore a database from a stored set.
+
+    Presence and sizes are checked before the statement is submitted, and digests while the bytes pass: the bytes that
+    end a stripe reach the server only when the whole stripe was right. Damage aborts the device set.
+
+    Parameters
+    ----------
+    source : path
+        Directory of the set: ``NAME``, or ``NAME.partial`` of a prepared one.
+    target : str
+        Address of the database, as for `backup`.
+    verify_first : bool
+        Read and check everything before the statement is submitted.
+    devices : int, optional
+        Must be the number of stripes where given.
+    block_size : int, optional
+        By default what the backup was written with, as the server demands.
+    replace : bool
+        Overwrite an existing database.
+    provider, progress, database, buffer_count, max_transfer_size, checksum, stats, request_complete, own_process
+        As for `backup`.
+
+    Returns
+    -------
+    Result
+
+    Raises
+    ------
+    ArgumentError
+        Before anything is begun.
+    VerificationError
+        A stripe is damaged, missing or foreign; it is named.
+    StorageError, SQLError, VDError
+        As for `backup`.
+    """
+    begun = time.monotonic()
+    stored = StoredSet(os.fspath(source))
+    count = len(stored.manifest.stripes)
+    if devices is not None and devices != count:
+        raise ArgumentError(f"{stored.path} has {count} stripes: it is restored over {count} devices, not {devices}")
+    described = describe(target, reading=False)
+    described.check_devices(count)
+    name = database or described.database
+    stored.check_presence()
+    reporter = Reporter("restore", progress, stored.manifest.size)
+    if verify_first:
+        reporter.phase("verifying")
+        stored.verify(lambda size: (reporter.advance(size), reporter.tick("verifying")))
+        reporter.restart(stored.manifest.size)
+    options = {
+        "BLOCKSIZE": block_size or _stored_block_size(stored),
+        "BUFFERCOUNT": buffer_count,
+        "MAXTRANSFERSIZE": max_transfer_size,
+        "CHECKSUM": checksum,
+        "REPLACE": replace,
+        "STATS": stats,
+    }
+    with contextlib.ExitStack() as stack:
+        readers = [stack.enter_context(stored.open_stripe(n)) for n in range(1, count + 1)]
+
+        def start(names: list[str]) -> Statement:
+            text = statement_text("RESTORE", name, names, options)
+            return submit(text, name, described, reporter, provider, own_process)
+
+        def serve(job: Job, device: VirtualDevice, number: int) -> None:
+            _serve(job, device, readers[number - 1], reporter)
+
+        job = Job(reporter, count, serve, provider=provider, request_complete=request_complete)
+        job.run(start, lambda config: None)
+    reporter.phase("done")
+    return Result(stored.path, stored.manifest.size, count, time.monotonic() - begun, tuple(job.statement.messages))
+
+
+def _stored_block_size(stored: StoredSet) -> int | None:
+    value = stored.manifest.configuration.get("block_size")
+    return value if type(value) is int and value > 0 else None
+
+
+def _serve(job: Job, device: VirtualDevice, reader: StripeReader, reporter: Reporter) -> None:
+    for command in device:
+        with command:
+            try:
+                _answer(command, reader, reporter)
+            except (VerificationError, StorageError) as error:
+                # Before the command is completed: nothing of it must look like data, or like their end.
+                job.device_set.signal_abort(str(error))
+                raise
+    # A server may stop at the end of the backup set without reading what lies behind it.
+    reader.finish()
+
+
+def _answer(command: Command, reader: StripeReader, reporter: Reporter) -> None:
+    if command.code is CommandCode.READ:
+        count = reader.readinto(command)
+        reporter.advance(count)
+        command.complete(CompletionCode.SUCCESS if count == command.size else CompletionCode.HANDLE_EOF, count)
+    elif command.code is CommandCode.COMPLETE:
+        reader.finish()
+        command.complete()
+    elif command.code is CommandCode.CLEAR_ERROR:
+        command.complete()
+    else:
+        command.complete(CompletionCode.NOT_SUPPORTED)
