@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     restore = command("restore", _restore, "restore a database from a set of stripes, checking every byte")
     restore.add_argument("source", metavar="SOURCE", help="directory of the set")
     restore.add_argument("target", metavar="TARGET", help="address of the database")
-    restore.add_argument("--verify-first", action="store_true", help="read and check everything before the server starts")
+    restore.add_argument("--verify-first", action="store_true", help="read and check everything before anything else")
     restore.add_argument("--replace", action="store_true", help="WITH REPLACE: overwrite an existing database")
 
     for added in (backup, restore):

@@ -31,7 +31,7 @@ class Described:
 
     def check_devices(self, count: int) -> None:
         if self.devices is not None and count != self.devices:
-            raise ArgumentError(f"{self.address} is {self.devices} files, one per device, but there are {count} devices")
+            raise ArgumentError(f"{self.address} is {self.devices} files, one per device, not {count} devices")
 
 
 def describe(address: str, *, reading: bool) -> Described:
@@ -51,7 +51,7 @@ def describe(address: str, *, reading: bool) -> Described:
     """
     kind, colon, rest = address.partition(":")
     if not colon or not rest:
-        raise ArgumentError(f"{address!r} is no address: give sqlite:PATH, replay:PATH[,PATH...] or synthetic:SIZE[@SEED]")
+        raise ArgumentError(f"{address!r} is no address: give sqlite:PATH, replay:PATH[,PATH...], synthetic:SIZE[@SEED]")
     if kind == "sqlite":
         return Described(address, _stem(rest), _size_of([rest]) if reading else None)
     if kind == "replay":

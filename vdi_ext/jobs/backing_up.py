@@ -11,10 +11,10 @@ from .._core.device_set import VirtualDeviceSet
 from ..config import DeviceSetConfig
 from ..constants import CommandCode, CompletionCode
 from ..storage import SetWriter, StorageError, StripeWriter
+from .addresses import describe
 from .common import Result, checked_devices, completion_for, statement_text, tool_version
 from .events import Progress, Reporter
 from .job import Job
-from .addresses import describe
 from .statements import Statement, submit
 
 Inspect = Callable[[VirtualDeviceSet, int, Command], None]
@@ -96,6 +96,7 @@ def backup(
         "FORMAT": format,
         "STATS": stats,
     }
+    provider = "embedded" if provider is None else provider  # the stand-in's
     reporter = Reporter("backup", progress, described.size)
     writer = SetWriter(
         os.fspath(target), count, expected_size=described.size or 0, database=name, source=source,
@@ -105,7 +106,7 @@ def backup(
 
     def start(names: list[str]) -> Statement:
         writer.manifest.statement = statement_text("BACKUP", name, names, options)
-        return submit(writer.manifest.statement, name, described, reporter, provider, own_process)
+        return submit(writer.manifest.statement, name, source, provider, own_process, job.hear)
 
     def serve(job: Job, device: VirtualDevice, number: int) -> None:
         stores[number - 1].serve(job, device)
@@ -133,7 +134,7 @@ def _confirm(job: Job, writer: SetWriter) -> str:
                 stripe.seal(complete=True)
     except OSError as error:
         writer.leave()
-        raise StorageError(f"{writer.partial}: {error.strerror}: the BACKUP succeeded, the set is not durable") from error
+        raise StorageError(f"{writer.partial}: {error.strerror}: the BACKUP succeeded, the set did not") from error
     return writer.confirm(job.statement.messages)
 
 

@@ -95,6 +95,10 @@ class Reporter:
             elapsed = time.monotonic() - self._begun
             self._progress(ProgressEvent(self.job, phase, self._done, self.total, elapsed, device, message))
 
+    def message(self, text: str) -> None:
+        """Report what the server said."""
+        self.phase("message", message=text)
+
     def tick(self, phase: str = "transferring") -> None:
         """Report progress, if the last report of it is old enough."""
         if time.monotonic() - self._last >= _TICK:

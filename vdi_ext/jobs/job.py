@@ -61,6 +61,14 @@ class Job:
     def complete_granted(self) -> bool:
         return bool(self.config.features & Feature.COMPLETE_ENABLED)
 
+    def hear(self, text: str) -> None:
+        """Pass on what the server says; for the statement's thread, on which nothing may be raised."""
+        try:
+            self.reporter.message(text)
+        except BaseException as error:
+            self._failures.append(error)
+            self._wake.set()
+
     def run(self, submit: Callable[[list[str]], Statement], configured: Callable[[DeviceSetConfig], None]) -> None:
         """Run to the end.
 
@@ -118,6 +126,7 @@ class Job:
             try:
                 return self.device_set.get_configuration(timeout=_POLL)
             except VDTimeoutError:
+                self._raise_failure()
                 # A statement that fails at once never touches the set.
                 if self.statement.done:
                     self.statement.result()

@@ -8,10 +8,10 @@ from .._core.command import Command
 from .._core.device import VirtualDevice
 from ..constants import CommandCode, CompletionCode
 from ..storage import StorageError, StoredSet, StripeReader, VerificationError
+from .addresses import describe
 from .common import ArgumentError, Result, statement_text
 from .events import Progress, Reporter
 from .job import Job
-from .addresses import describe
 from .statements import Statement, submit
 
 
@@ -77,6 +77,7 @@ def restore(
     described.check_devices(count)
     name = database or described.database
     stored.check_presence()
+    provider = "embedded" if provider is None else provider  # the stand-in's
     reporter = Reporter("restore", progress, stored.manifest.size)
     if verify_first:
         reporter.phase("verifying")
@@ -95,7 +96,7 @@ def restore(
 
         def start(names: list[str]) -> Statement:
             text = statement_text("RESTORE", name, names, options)
-            return submit(text, name, described, reporter, provider, own_process)
+            return submit(text, name, target, provider, own_process, job.hear)
 
         def serve(job: Job, device: VirtualDevice, number: int) -> None:
             _serve(job, device, readers[number - 1], reporter)

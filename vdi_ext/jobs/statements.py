@@ -85,3 +85,121 @@ class Statement:
         self._ended.set()
         for callback in self._callbacks:
             callback()
+
+
+class ThreadStatement(Statement):
+    """The stand-in on a thread of this process."""
+
+    def __init__(self, order: dict, heard: OnMessage) -> None:
+        super().__init__()
+        self._heard = heard
+        self._thread = threading.Thread(target=self._run, args=(order,), name="vdi-statement", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._thread.join()
+
+    def _run(self, order: dict) -> None:
+        error: SQLError | None = StatementLostError(["the statement's thread ended without a result"])
+        try:
+            error = execute(order, self._say)
+        except BaseException as failure:
+            error = StatementLostError([f"the stand-in failed: {type(failure).__name__}: {failure}"])
+            error.__cause__ = failure
+        finally:
+            self._end(error)
+
+    def _say(self, text: str) -> None:
+        self.messages.append(text)
+        self._heard(text)
+
+
+class ProcessStatement(Statement):
+    """The stand-in in a process of its own; it ends with this one, whatever ends this one."""
+
+    def __init__(self, order: dict, heard: OnMessage) -> None:
+        super().__init__()
+        self._heard = heard
+        self._stderr = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "vdi_ext.jobs.standin"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr,
+            start_new_session=True,  # a terminal's Ctrl-C is ours to handle
+        )  # fmt: skip
+        with contextlib.suppress(BrokenPipeError):  # it died at once; the listener says how
+            self._process.stdin.write(json.dumps(order).encode() + b"\n")
+            self._process.stdin.flush()
+        self._listener = threading.Thread(target=self._listen, name="vdi-statement", daemon=True)
+        self._listener.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def stop(self) -> None:
+        if self._process.poll() is None and not self.done:
+            self._process.kill()
+        # A server that has reported its result only has to end.
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(_STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._listener.join()
+        self._process.stdout.close()
+        self._stderr.close()
+
+    def _listen(self) -> None:
+        error: SQLError | None = None
+        result = False
+        try:
+            for line in self._process.stdout:
+                said = json.loads(line)
+                if "message" in said:
+                    self.messages.append(said["message"])
+                    self._heard(said["message"])
+                elif "error" in said:
+                    error, result = SQLError(said["error"], said["number"]), True
+                elif "done" in said:
+                    result = True
+        finally:
+            if not result:
+                error = StatementLostError([f"the server's process {self.pid} {self._death()}"])
+            self._end(error)
+
+    def _death(self) -> str:
+        code = self._process.wait()
+        if code < 0:
+            return f"was ended by signal {-code} before it reported the statement's outcome"
+        self._stderr.seek(0)
+        last = self._stderr.read()[-4000:].decode(errors="replace").strip().rpartition("\n")[2]
+        return f"ended with code {code} before it reported the statement's outcome: {last or 'no word'}"
+
+
+def submit(text: str, database: str, address: str, provider: object, own_process: bool, heard: OnMessage) -> Statement:
+    """Start a statement.
+
+    Parameters
+    ----------
+    text : str
+        The statement.
+    database, address : str
+        What the name in the statement stands for.
+    provider : Provider, str, path or None
+        The client's.
+    own_process : bool
+        Run the stand-in in a process of its own.
+    heard : callable
+        Called with each message as it comes, from a thread of the statement's.
+    """
+    library = str(getattr(provider, "path", provider))
+    order = {"sql": text, "database": database, "address": address, "provider": library}
+    return (ProcessStatement if own_process else ThreadStatement)(order, heard)
+
+
+def execute(order: dict, say: OnMessage) -> SQLError | None:
+    """Let the stand-in execute an order of `submit`, in this thread."""
+
+    raise NotImplementedError
