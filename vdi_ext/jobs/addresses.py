@@ -51,7 +51,7 @@ def describe(address: str, *, reading: bool) -> Described:
     """
     kind, colon, rest = address.partition(":")
     if not colon or not rest:
-        raise ArgumentError(f"{address!r} is no address: give sqlite:PATH, replay:PATH[,PATH...], synthetic:SIZE[@SEED]")
+        raise ArgumentError(f"{address!r} is no address: use sqlite:PATH, replay:PATH[,PATH...], synthetic:SIZE[@N]")
     if kind == "sqlite":
         return Described(address, _stem(rest), _size_of([rest]) if reading else None)
     if kind == "replay":
