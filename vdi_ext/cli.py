@@ -153,11 +153,10 @@ def _size(text: str) -> int:
 
 
 def _backup(options: argparse.Namespace) -> int:
-    extra = {} if options.devices is None else {"devices": options.devices}
     with _progress(options) as progress:
         result = jobs.backup(
-            options.source, options.target, progress=progress, copy_only=options.copy_only, format=options.format,
-            **extra, **_common(options),
+            options.source, options.target, progress=progress, devices=options.devices, copy_only=options.copy_only,
+            format=options.format, **_common(options),
         )  # fmt: skip
     return _finished(options, result, f"backed up to {result.path}")
 

@@ -201,5 +201,10 @@ def submit(text: str, database: str, address: str, provider: object, own_process
 
 def execute(order: dict, say: OnMessage) -> SQLError | None:
     """Let the stand-in execute an order of `submit`, in this thread."""
+    from .. import engine
 
-    raise NotImplementedError
+    try:
+        engine.execute(order["sql"], order["address"], order["provider"], say)
+    except engine.SQLError as error:
+        return SQLError([str(error)], 3013)
+    return None
