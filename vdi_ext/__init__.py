@@ -25,6 +25,7 @@ from .errors import (
     VDTimeoutError,
     VDUnexpectedError,
 )
+from .jobs import backup, restore
 
 __all__ = [
     "BufferHandle",
@@ -55,4 +56,6 @@ __all__ = [
     "VirtualDevice",
     "VirtualDeviceSet",
     "Whence",
+    "backup",
+    "restore",
 ]

@@ -160,8 +160,9 @@ def handle_between_processes() -> None:
         vds.get_configuration(timeout=30)
         for command in vds.open_device():
             with command:
-                if command.code != CommandCode.WRITE:
+                if command.code == CommandCode.FLUSH:
                     command.complete()
+                if command.code != CommandCode.WRITE:
                     continue
                 handle = vds.get_buffer_handle(command)
                 ours, theirs = context.Pipe()
