@@ -352,7 +352,10 @@ static HRESULT STDMETHODCALLTYPE OpenDevice(IServerVirtualDeviceSet2 *This, LPCW
 static HRESULT STDMETHODCALLTYPE ExecuteCompletionAgent(IServerVirtualDeviceSet2 *This) {
     struct server_set *s = SET_OF(This);
     HRESULT hr;
-    if (!enter(s, RUNNING | STATE(VDI_STATE_ABORT), &hr))
+    uint32_t states = RUNNING | STATE(VDI_STATE_ABORT);
+    if (atomic_load(&s->outstanding)) /* an agent that comes after the last CloseDevice still has callbacks to make */
+        states |= STATE(VDI_STATE_NORMALLY_TERMINATED);
+    if (!enter(s, states, &hr))
         return hr;
     bool was_aborted = aborted(&s->latch);
     if (!agent_enter(s)) {
