@@ -117,13 +117,12 @@ HRESULT follower_request(struct follower *f, struct message *m, const int *fds) 
     pthread_mutex_lock(&f->request);
     pthread_mutex_lock(&f->lock);
     f->replied = false;
-    if (link_send(f->primary.fd, m, fds)) {
-        while (!f->replied && !f->gone && !aborted(f->latch) && now_ns() < deadline)
-            cond_wait_until(&f->changed, &f->lock, now_ns() + 50000000u);
-        if (f->replied)
-            hr = f->reply;
-    }
-    if (!f->replied && (f->gone || aborted(f->latch)))
+    link_send(f->primary.fd, m, fds); /* where it fails the primary has gone, which the thread is about to see */
+    while (!f->replied && !f->gone && !aborted(f->latch) && now_ns() < deadline)
+        cond_wait_until(&f->changed, &f->lock, now_ns() + 50000000u);
+    if (f->replied)
+        hr = f->reply;
+    else if (f->gone || aborted(f->latch))
         hr = VD_E_ABORT;
     pthread_mutex_unlock(&f->lock);
     pthread_mutex_unlock(&f->request);
