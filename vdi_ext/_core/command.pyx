@@ -7,6 +7,8 @@ from ..errors import VDNotOpenError, error_from_hresult
 
 cimport cython
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
+from cpython.long cimport PyLong_AsUnsignedLongLong
+from cpython.number cimport PyNumber_Index
 from cpython.exc cimport PyErr_WarnEx, PyErr_WriteUnraisable
 
 from ..libvdi cimport (
@@ -137,16 +139,10 @@ cdef class Command:
                 raise ValueError("a READ is completed with its count: complete(code, bytes_transferred)")
             transferred = self._size if self._code == VDC_Write else 0
         else:
-            if not 0 <= bytes_transferred <= self._size:
-                raise ValueError(f"bytes_transferred must be between 0 and {self._size}, not {bytes_transferred}")
-            transferred = bytes_transferred
-        if not 0 <= code <= 0xFFFFFFFF:
-            raise ValueError(f"code must fit into 32 bits without sign, not {code}")
-        if not 0 <= position <= 0xFFFFFFFFFFFFFFFF:
-            raise ValueError(f"position must fit into 64 bits without sign, not {position}")
-        cdef DWORD wire_code = code
-        cdef DWORDLONG wire_position = position
-        # The arguments' own methods may have run Python code that completed or exported meanwhile.
+            transferred = <DWORD>_number(bytes_transferred, self._size, "bytes_transferred")
+        cdef DWORD wire_code = <DWORD>_number(code, 0xFFFFFFFF, "code")
+        cdef DWORDLONG wire_position = _number(position, 0xFFFFFFFFFFFFFFFF, "position")
+        # An __index__ may have run Python code that completed or exported meanwhile.
         self._check_outstanding()
         if self._exports:
             raise BufferError(self._views())
@@ -297,6 +293,17 @@ cdef class _PrefixZone:
 
     def __releasebuffer__(self, Py_buffer *view):
         self._command._release()
+
+
+cdef DWORDLONG _number(object value, DWORDLONG limit, str name) except? 0xFFFFFFFFFFFFFFFF:
+    cdef DWORDLONG number
+    try:
+        number = PyLong_AsUnsignedLongLong(PyNumber_Index(value))
+    except OverflowError:
+        raise ValueError(f"{name} must be between 0 and {limit}, not {value}") from None
+    if number > limit:
+        raise ValueError(f"{name} must be between 0 and {limit}, not {value}")
+    return number
 
 
 cdef Command new_command(DeviceRef device, VDC_Command *c):
