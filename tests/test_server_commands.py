@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
 from server_pair import TIMEOUT, TRANSFER, Pair, active, start, until
@@ -18,8 +17,8 @@ from vdi_ext import (
     VDAbortError,
     VDBusyError,
     VDClosedError,
-    VDIOError,
     VDInvalidError,
+    VDIOError,
     VDProtocolError,
     VDQueueFullError,
     VDTimeoutError,
@@ -823,8 +822,6 @@ def test_nothing_pending_is_not_counted() -> None:
 
 def test_many_threads_send() -> None:
     with active(device_count=4, count=16) as pair:
-        calls: Callable[[], int]
-
         def serve(reader: object) -> int:
             count = 0
             for command in reader:  # type: ignore[attr-defined]

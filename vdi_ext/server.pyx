@@ -85,6 +85,7 @@ cdef dict _CODES = {int(code): code for code in CompletionCode}
 cdef object _new_tuple = tuple.__new__
 cdef object _open_sets = weakref.WeakSet()
 cdef double _EXIT_SECONDS = 1.0
+_SLICE_SECONDS = 0.1
 
 
 # ---- native objects ------------------------------------------------------------------------------------------------
@@ -270,19 +271,27 @@ def _at_exit():
         core.leave(deadline)
 
 
-def _answer(future, call):
-    try:
-        future.set_result(call())
-    except BaseException as error:
-        future.set_exception(error)
-
-
 def _wait(call):
-    """Call what may wait. Only the main thread hears signals: there it waits for another thread, interruptibly."""
+    """Call what may wait. Only the main thread answers signals: it leaves the call to another one, and looks up often.
+
+    A signal may be delivered to any thread, so that its arrival alone does not end a wait of the main thread.
+    """
     if threading.get_ident() != threading.main_thread().ident:
         return call()
     future = Future()
-    threading.Thread(target=_answer, args=(future, call), name="vdi-call", daemon=True).start()
+    done = threading.Event()
+
+    def answer():
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+        finally:
+            done.set()
+
+    threading.Thread(target=answer, name="vdi-call", daemon=True).start()
+    while not done.wait(_SLICE_SECONDS):
+        pass
     return future.result()
 
 
@@ -972,7 +981,7 @@ cdef class ServerDeviceSet:
         core.native("ExecuteCompletionAgent")
         if core.agent_ident != threading.get_ident():
             while (core.agent or core.starting) and core.state() == VDI_STATE_ABORT:
-                core.idle.wait()
+                core.idle.wait(_SLICE_SECONDS)
         hr = _wait(core.run_agent)
         if hr != VD_E_BUSY:
             core.raise_failure()
