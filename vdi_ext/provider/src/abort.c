@@ -1,6 +1,7 @@
 /* Abort: one word for the whole set. The first cause stands. */
 #include "internal.h"
 
+#include <sched.h>
 #include <stdio.h>
 
 bool aborted(struct abort_latch *a) {
@@ -35,6 +36,9 @@ void abort_post(struct abort_latch *a, DWORD cause, DWORD pid, const char *reaso
 
 void abort_get(struct abort_latch *a, VdiAbortInfo *info) {
     memset(info, 0, sizeof *info);
+    uint64_t deadline = now_ns() + 100000000u; /* a writer that was killed half-way never ends */
+    while (atomic_load_explicit(&a->ctl->abort, memory_order_acquire) == 1 && now_ns() < deadline)
+        sched_yield();
     if (atomic_load_explicit(&a->ctl->abort, memory_order_acquire) == 2) {
         COPY_OUT(*info, a->ctl->abort_info);
         info->reason[sizeof info->reason - 1] = 0;
