@@ -15,6 +15,7 @@ _TEXTS = {
     113: (15, "Missing end comment mark '*/'."),
     137: (15, 'Must declare the scalar variable "{}".'),
     155: (15, "'{}' is not a recognized {} option."),
+    701: (17, "There is insufficient system memory in resource pool 'default' to run this query."),
     911: (16, "Database '{}' does not exist. Make sure that the name is entered correctly."),
     1038: (15, "An object or column name is missing or empty."),
     3013: (16, "{} is terminating abnormally."),

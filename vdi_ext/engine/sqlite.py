@@ -1,16 +1,16 @@
 """A live SQLite file as a database of the stand-in.
 
 Backup. One read transaction is the snapshot: in WAL mode writers go on, in rollback mode their commits wait. SQLite's
-own backup interface copies it, inside that transaction, into a scratch file that has no name any more by the time the
-first byte is in it, so that a kill leaves nothing; then the transaction ends. The pages are read from there straight
-into the shared buffers. (Reading the file itself would be wrong in WAL mode, and closing a descriptor of it would drop
-the POSIX locks of every connection of this process.) Memory does not depend on the size; disk space of the database's
-size is needed beside it, and writers in rollback mode wait for a copy on disk, never for the client.
+own backup interface copies it, inside that transaction, into a scratch file that has lost its name before its first
+byte is written, so that a kill leaves nothing; then the transaction ends. The pages are read from there straight into
+the shared buffers. (Reading the file itself would be wrong in WAL mode, and closing a descriptor of it would drop the
+POSIX locks of every connection of this process.) Memory does not depend on the size; disk space of the database's size
+is needed beside it, and writers in rollback mode wait for a copy on disk, never for the client.
 
 Layout of the pages, all of file 1:
 
     page 0       type 15; at 100: "vdi_ext sqlite 1", u64 length of the SQLite file in bytes
-    page 1 + n   type 3 with one record at 96 (status 8, 0, u16 8054, u64 0, u16 3); at 110: bytes 8040 n ... of the file
+    page 1 + n   type 3 with one record at 96 (status 8, 0, u16 8054, u64 0, u16 3); at 110: bytes 8040 n ... of it
     after them   type 3 without a record, up to a whole extent
 
 Restore. The file grows beside the old one under another name and takes its place when everything was checked. An old
@@ -32,6 +32,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..errors import VDError
 from ..mtf import DatabaseFile, seal_pages
 from ..mtf.pages import (
     CHECKSUM_FLAG,
@@ -77,6 +78,8 @@ class Sqlite:
     def snapshot(self, name: str, check: Check) -> SqliteSnapshot:
         try:
             return SqliteSnapshot(self.path, self.busy_timeout, check)
+        except VDError:  # some are OSErrors as well
+            raise
         except (sqlite3.Error, OSError) as error:
             raise DatabaseError(3271, self.path, str(error)) from error
 

@@ -6,13 +6,30 @@ even out the end. So says every real stripe set, and so each stream can announce
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from ..mtf import EXTENT_PAGES, BackupSet, FamilyInfo, FamilyReader, FamilyWriter, MediaSet, fill_pages, sector_xors
+import numpy as np
+import numpy.typing as npt
+
+from ..mtf import (
+    EXTENT_PAGES,
+    PAGE_SIZE,
+    BackupSet,
+    FamilyInfo,
+    FamilyReader,
+    FamilyWriter,
+    MediaSet,
+    fill_pages,
+    sector_xors,
+)
 from ..mtf.pages import Pages
 from .database import Snapshot
+from .replay import ReplaySource, ReplayTarget
+
+Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -20,15 +37,28 @@ class Metadata:
     """Bytes of the stream that are no pages."""
 
     data: bytes
+    payload = 0
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
 
 
 @dataclass(frozen=True)
 class Run:
-    """Pages of the stream, to be made in place by `BackupStripes.make`."""
+    """Pages of the stream; `fill` ones stand for nothing."""
 
     first: int
     count: int
     fill: bool
+
+    @property
+    def size(self) -> int:
+        return self.count * PAGE_SIZE
+
+    @property
+    def payload(self) -> int:
+        return 0 if self.fill else self.size
 
 
 class BackupStripes:
@@ -39,8 +69,10 @@ class BackupStripes:
     snapshot : Snapshot
     media : MediaSet
     backup : BackupSet
-    transfer_pages : int
-        Most pages of one `Run`; a multiple of 8.
+    transfer_size : int
+        Most bytes of one `Run`; a multiple of 65536.
+    metadata_size : int
+        Most bytes of one `Metadata`; a multiple of the block size.
     now : callable
         The time, for the end of the backup.
     """
@@ -50,54 +82,66 @@ class BackupStripes:
         snapshot: Snapshot,
         media: MediaSet,
         backup: BackupSet,
-        transfer_pages: int,
+        transfer_size: int,
+        metadata_size: int = 65536,
         now: Callable[[], datetime] = datetime.now,
     ) -> None:
         self._snapshot = snapshot
         self._backup = backup
-        self._transfer = transfer_pages // EXTENT_PAGES
+        self._transfer = transfer_size // (EXTENT_PAGES * PAGE_SIZE)
+        self._metadata_size = metadata_size
         self._now = now
         self._extents = snapshot.pages // EXTENT_PAGES
         self.quota = -(-self._extents // media.families)
         self._dealt = 0
         self._left = [self.quota] * media.families
-        self._writers = [
-            FamilyWriter(media, backup, number + 1, self.quota) for number in range(media.families)
-        ]
+        self._writers = [FamilyWriter(media, backup, number + 1, self.quota) for number in range(media.families)]
+        self._metadata: list[deque[Metadata]] = [deque() for _ in self._writers]
         self._begun = [False] * media.families
         self._ended = [False] * media.families
 
-    def next(self, family: int) -> Metadata | Run | None:
-        """What family number `family` (from 0) sends next; None: that was all."""
-        writer = self._writers[family]
-        if not self._begun[family]:
-            self._begun[family] = True
-            return Metadata(writer.begin())
-        if self._left[family]:
+    def next(self, number: int) -> Metadata | Run | None:
+        """What family `number` (from 0) sends next; None: that was all."""
+        waiting = self._metadata[number]
+        if waiting:
+            return waiting.popleft()
+        if not self._begun[number]:
+            self._begun[number] = True
+            return self._cut(number, self._writers[number].begin())
+        if self._left[number]:
             rest = self._extents - self._dealt
-            count = min(self._transfer, self._left[family], rest or self._transfer)
-            self._left[family] -= count
+            count = min(self._transfer, self._left[number], rest or self._transfer)
+            self._left[number] -= count
             if not rest:
                 return Run(0, count * EXTENT_PAGES, True)
             first = self._dealt
             self._dealt += count
             return Run(first * EXTENT_PAGES, count * EXTENT_PAGES, False)
-        if not self._ended[family]:
-            self._ended[family] = True
-            return Metadata(writer.end(self._now()))
+        if not self._ended[number]:
+            self._ended[number] = True
+            return self._cut(number, self._writers[number].end(self._now()))
         return None
 
-    def make(self, family: int, run: Run, pages: Pages) -> None:
-        """Make the pages of a run where they are sent from; in the order of `next`."""
-        if run.fill:
+    def _cut(self, number: int, data: bytes) -> Metadata:
+        step = self._metadata_size
+        self._metadata[number].extend(Metadata(data[at : at + step]) for at in range(0, len(data), step))
+        return self._metadata[number].popleft()
+
+    def make(self, number: int, item: Metadata | Run, data: Bytes) -> None:
+        """Make what `next` announced, in the same order, where it is sent from."""
+        if isinstance(item, Metadata):
+            data[:] = np.frombuffer(item.data, np.uint8)
+            return
+        pages = data.reshape(-1, PAGE_SIZE)
+        if item.fill:
             fill_pages(pages)
         else:
-            self._snapshot.fill(pages, run.first)
-        self._writers[family].pages(run.count, sector_xors(pages) if self._backup.checksum else None)
+            self._snapshot.fill(pages, item.first)
+        self._writers[number].pages(item.count, sector_xors(pages) if self._backup.checksum else None)
 
 
 class RestoreStripes:
-    """Reads the families of a media set and sees that they belong together.
+    """Reads the families of a media set.
 
     Parameters
     ----------
@@ -105,33 +149,89 @@ class RestoreStripes:
         Devices of the statement.
     block_size : int
         Bytes.
-    on_start : callable
-        Called with a `FamilyInfo` once, when the first family has told what the set holds; before any page.
+    on_family : callable
+        Called with the number of a device (from 0) and its `FamilyInfo` before any of its pages; raises if it does not
+        belong to the others.
     on_pages : callable
         See `FamilyReader`.
-    on_mismatch : callable
-        Called with the number of a device (from 0), its `FamilyInfo`, and that of the first; raises if they do not
-        belong together.
     """
 
     def __init__(
         self,
         families: int,
         block_size: int,
-        on_start: Callable[[FamilyInfo], None],
-        on_pages: Callable[[Pages], None],
         on_family: Callable[[int, FamilyInfo], None],
+        on_pages: Callable[[Pages], None],
     ) -> None:
-        self._first: FamilyInfo | None = None
-        self._on_start = on_start
-        self._on_family = on_family
+        self._counted = 0
+        self._on_pages = on_pages
+        self.current = 0  # the device whose bytes are being taken
         self.readers = [
-            FamilyReader(block_size, lambda info, number=number: self._start(number, info), on_pages)  # type: ignore[misc]
+            FamilyReader(block_size, lambda info, number=number: on_family(number, info), self._pages)  # type: ignore[misc]
             for number in range(families)
         ]
 
-    def _start(self, number: int, info: FamilyInfo) -> None:
-        self._on_family(number, info)
-        if self._first is None:
-            self._first = info
-            self._on_start(info)
+    def _pages(self, pages: Pages) -> None:
+        self._on_pages(pages)
+        self._counted += pages.nbytes
+
+    def wanted(self, number: int) -> int:
+        return self.readers[number].wanted
+
+    def accept(self, number: int, data: Bytes) -> int:
+        self.current = number
+        self._counted = 0
+        self.readers[number].feed(memoryview(data))
+        return self._counted
+
+    def end(self, number: int) -> None:
+        self.current = number
+        self.readers[number].end()
+
+
+@dataclass(frozen=True)
+class _Piece:
+    offset: int
+    size: int
+
+    @property
+    def payload(self) -> int:
+        return self.size
+
+
+class ReplayStreams:
+    """The files of a replay as what devices send."""
+
+    def __init__(self, source: ReplaySource, transfer_size: int) -> None:
+        self._source = source
+        self._transfer_size = transfer_size
+        self._places = [0] * len(source.sizes)
+
+    def next(self, number: int) -> _Piece | None:
+        place = self._places[number]
+        size = min(self._transfer_size, self._source.sizes[number] - place)
+        self._places[number] = place + size
+        return _Piece(place, size) if size else None
+
+    def make(self, number: int, item: _Piece, data: Bytes) -> None:
+        self._source.read(number, item.offset, data)
+
+
+class ReplayReturn:
+    """What comes back for the files of a replay; read until each device says that it has no more."""
+
+    def __init__(self, target: ReplayTarget, transfer_size: int) -> None:
+        self._target = target
+        self._wanted = 4 * transfer_size
+        self.current = 0
+
+    def wanted(self, number: int) -> int:
+        return self._wanted
+
+    def accept(self, number: int, data: Bytes) -> int:
+        self.current = number
+        self._target.accept(number, data)
+        return len(data)
+
+    def end(self, number: int) -> None:
+        """Any end is right; whether all came is seen at the finish."""

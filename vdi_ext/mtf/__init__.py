@@ -9,11 +9,12 @@ from __future__ import annotations
 from .blocks import BackupSet, DatabaseFile, Lsn, MediaSet
 from .checksums import combine, fold, page_checksums, sector_xors, stream_checksum
 from .pages import EXTENT_PAGES, EXTENT_SIZE, PAGE_SIZE, fill_pages, seal_pages, unused_pages
-from .reader import FamilyInfo, FamilyReader, MtfError, NotMtfError, TruncatedError
+from .reader import BlockSizeError, FamilyInfo, FamilyReader, MtfError, NotMtfError, TruncatedError
 from .writer import FamilyWriter
 
 __all__ = [
     "BackupSet",
+    "BlockSizeError",
     "DatabaseFile",
     "EXTENT_PAGES",
     "EXTENT_SIZE",

@@ -63,4 +63,4 @@ def is_fill(pages: Pages) -> npt.NDArray[np.bool_]:
 
 def unused_pages(pages: Pages) -> npt.NDArray[np.bool_]:
     """Which pages are zero throughout: the unallocated rest of an extent."""
-    return ~pages.view(np.uint64).any(axis=1)
+    return np.logical_not(pages.view(np.uint64).any(axis=1))

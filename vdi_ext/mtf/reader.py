@@ -28,6 +28,20 @@ class NotMtfError(MtfError):
     """The stream does not begin as tape format does."""
 
 
+class BlockSizeError(MtfError):
+    """The stream was written with another block size.
+
+    Parameters
+    ----------
+    found : int
+        Bytes.
+    """
+
+    def __init__(self, found: int, expected: int) -> None:
+        super().__init__(f"written with a block size of {found} bytes and read with {expected}")
+        self.found = found
+
+
 class TruncatedError(MtfError):
     """The stream ended before the backup set did."""
 
@@ -70,10 +84,12 @@ class FamilyReader:
     ) -> None:
         self.info = FamilyInfo()
         self.finished = False
+        self.empty = True
         self._device_block = block_size
         self._on_start = on_start
         self._on_pages = on_pages
         self._buffer = bytearray()
+        self.started = False  # on_start was called
         self._position = 0  # of the first byte in the buffer, in the stream
         self._need = 0
         self._data_left = 0
@@ -96,6 +112,7 @@ class FamilyReader:
 
     def feed(self, data: memoryview) -> None:
         """Take the next bytes of the stream; bytes behind the end of the set are ignored."""
+        self.empty = self.empty and not len(data)
         while len(data) and not self.finished:
             if self._data_left:
                 taken = self._feed_pages(data)
@@ -110,8 +127,6 @@ class FamilyReader:
     def end(self) -> None:
         """There is no more. Raises `TruncatedError` if the set has not ended."""
         if not self.finished:
-            if not self._position and not self._buffer:
-                raise TruncatedError("the stream is empty")
             raise TruncatedError(f"the stream ends before byte {self._position + len(self._buffer) + self.wanted}")
 
     # ---- pages
@@ -170,6 +185,7 @@ class FamilyReader:
         self._require(kind == b"MSCI", "MSCI is missing")
         start = (yield from self._streams({b"MQCI": 1, b"SPAD": 1}))[b"MQCI"]
         self._configuration(start)
+        self.started = True
         self._on_start(self.info)
         kind, header = yield from self._block()
         if kind == b"MSDA":
@@ -184,7 +200,8 @@ class FamilyReader:
         yield from self._filemark()
         kind, header = yield from self._block(in_set=False)
         self._require(kind == b"ESET", "ESET is missing")
-        self._require(len(header) >= 85 and not struct.unpack_from("<I", header, 52)[0] & 1 << 18, "the set was aborted")
+        self._require(len(header) >= 85, "ESET is too short")
+        self._require(not struct.unpack_from("<I", header, 52)[0] & 1 << 18, "the set was aborted")
         yield from self._streams({b"OTCP": 1, b"TSMP": 1, b"SPAD": 1})
         kind, header = yield from self._block(in_set=False)
         self._require(kind == b"ESET", "the second ESET is missing")
@@ -202,16 +219,14 @@ class FamilyReader:
         units, = struct.unpack_from("<H", block, 64)
         form, = struct.unpack_from("<H", block, 84)
         self.info.block_size = units * 512
-        self._require(self.info.block_size == self._device_block, self._wrong_block_size(self.info.block_size))
+        if self.info.block_size != self._device_block:
+            raise BlockSizeError(self.info.block_size, self._device_block)
         self._require(form == FORMAT_BLOCK, f"format block size {form}")
         raid = (yield from self._streams({b"RAID": 1, b"SPAD": 1}))[b"RAID"]
         self._require(len(raid) == 32, "RAID has another length")
         self.info.media_guid = raid[:16]
         self.info.families, _, self.info.family = struct.unpack_from("<3H", raid, 20)
         self._require(1 <= self.info.family <= self.info.families <= 64, "RAID names an impossible family")
-
-    def _wrong_block_size(self, found: int) -> str:
-        return f"written with a block size of {found} bytes and read with {self._device_block}"
 
     def _data(self) -> Generator[int, None, None]:
         total = 0
@@ -245,7 +260,8 @@ class FamilyReader:
             elif kind == b"CSUM":
                 self._require(pending and length == 4, "CSUM out of place")
                 stored, = struct.unpack("<I", (yield from self._content(4)))
-                self._require(stored == self._checksum, f"backup checksum {self._checksum:#010x}, stored {stored:#010x}")
+                own = self._checksum
+                self._require(stored == own, f"backup checksum {own:#010x}, stored {stored:#010x}")
                 pending = False
             elif kind == b"SPAD":
                 self._require(pieces == 1 and total > 0, "MSDA without pages")
@@ -301,7 +317,8 @@ class FamilyReader:
     def _stream(self) -> Generator[int, None, tuple[bytes, int, int]]:
         header = yield from self._read(STREAM_HEADER_SIZE)
         stored, = struct.unpack_from("<H", header, 20)
-        self._require(header_checksum(header[:20]) == stored, f"the stream header before {self._position:#x} is damaged")
+        good = header_checksum(header[:20]) == stored
+        self._require(good, f"the stream header before {self._position:#x} is damaged")
         kind, _, attributes, length, encryption, compression = struct.unpack_from("<4sHHQHH", header)
         self._require(not encryption and not compression, f"{kind!r} is encrypted or compressed")
         self._require(kind == b"MQDA" or length <= _LONGEST_STREAM, f"{kind!r} is impossibly long")
