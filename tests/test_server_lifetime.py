@@ -310,7 +310,6 @@ def test_close_from_several_threads_at_once() -> None:
 def test_close_against_everything_else() -> None:
     for _ in range(20):
         with active() as pair:
-            errors = (VDAbortError, VDProtocolError, ValueError)
             barrier = threading.Barrier(4)
 
             def send(pair: Pair = pair, barrier: threading.Barrier = barrier) -> None:
@@ -319,7 +318,7 @@ def test_close_against_everything_else() -> None:
                 try:
                     while True:
                         pair.device.send_command(CommandCode.WRITE, buffer).result(TIMEOUT)
-                except errors:
+                except (VDAbortError, VDProtocolError, ValueError):
                     pass
 
             def look(pair: Pair = pair, barrier: threading.Barrier = barrier) -> None:
@@ -328,7 +327,7 @@ def test_close_against_everything_else() -> None:
                     while True:
                         pair.server.free_buffer(pair.buffer())
                         pair.server.get_configuration()
-                except errors:
+                except (VDAbortError, VDProtocolError, ValueError):
                     pass
 
             def read(pair: Pair = pair, barrier: threading.Barrier = barrier) -> None:
