@@ -1,4 +1,4 @@
-"""Device sets, devices and commands of the client: calls, codes, states, and what each way of leaving a command does."""
+"""Device sets, devices and commands of the client: calls, codes, states, and each way of leaving a command."""
 
 from __future__ import annotations
 
@@ -196,11 +196,21 @@ def test_everything_raises_on_a_closed_set() -> None:
         with pytest.raises(vdi.VDOpenError):
             both.vds.close()
         calls = [
-            both.device.get_command, lambda: next(both.device), lambda: next(both.device.commands(1)), both.vds.open_device,
-            both.vds.get_configuration, both.vds.signal_abort, both.vds.__enter__, command.complete, command.__enter__,
-            lambda: memoryview(command), lambda: command.prefix, lambda: both.vds.get_buffer_handle(command),
-            lambda: both.vds.map_buffer_handle(handle), lambda: command.__exit__(None, None, None),
-        ]  # fmt: skip
+            both.device.get_command,
+            lambda: next(both.device),
+            lambda: next(both.device.commands(1)),
+            both.vds.open_device,
+            both.vds.get_configuration,
+            both.vds.signal_abort,
+            both.vds.__enter__,
+            command.complete,
+            command.__enter__,
+            lambda: memoryview(command),
+            lambda: command.prefix,
+            lambda: both.vds.get_buffer_handle(command),
+            lambda: both.vds.map_buffer_handle(handle),
+            lambda: command.__exit__(None, None, None),
+        ]
         for call in calls:
             with pytest.raises(vdi.VDNotOpenError):
                 call()
@@ -777,7 +787,7 @@ def test_a_waiting_thread_is_released(end: str) -> None:
 
 
 @pytest.mark.threaded
-def test_close_races_with_everything(monkeypatch) -> None:
+def test_close_races_with_everything() -> None:
     """Whatever wins, each call ends with its result or with one of the errors of a closed or aborted set."""
     import sys
 
@@ -796,7 +806,7 @@ def test_close_races_with_everything(monkeypatch) -> None:
                     lambda c=commands[1]: c.complete(),
                     lambda c=commands[2]: bytes(c),
                     lambda v=both.vds, h=handle: v.map_buffer_handle(h).release(),
-                    lambda v=both.vds: v.close() if round_number % 2 else v.signal_abort(),
+                    both.vds.close if round_number % 2 else both.vds.signal_abort,
                 ]
                 start = threading.Barrier(len(jobs))
 
