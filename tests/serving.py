@@ -127,3 +127,9 @@ def process(context: str, target, *args) -> Iterator[multiprocessing.process.Bas
             child.kill()
         child.join()
         child.close()
+
+
+def receive(connection):
+    """What the other process sent; fails instead of waiting for ever."""
+    assert connection.poll(WAIT), "the other process does not answer"
+    return connection.recv()
