@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 from . import jobs
 from .errors import VDError
@@ -222,7 +223,7 @@ def _failure(options: argparse.Namespace, kind: str, code: int, error: BaseExcep
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
     """SIGTERM and Ctrl-C end the job once; what comes during the clean-up does not disturb it."""
-    seen = []
+    seen: list[int] = []
 
     def handler(number: int, frame: FrameType | None) -> None:
         if not seen:
@@ -256,24 +257,21 @@ def terminal_progress() -> Iterator[jobs.Progress]:
     """Progress for people, on standard error: a bar where that is a terminal, else a line now and then."""
     if sys.stderr.isatty():
         try:
-            import tqdm
+            from tqdm import tqdm
         except ImportError:  # the extra "cli" is not installed
-            tqdm = None
-        if tqdm is not None:
-            bar = _Bar(tqdm)
-            try:
+            pass
+        else:
+            with contextlib.closing(_Bar(tqdm)) as bar:
                 yield bar
-            finally:
-                bar.close()
             return
     yield _Lines()
 
 
 class _Bar:
-    def __init__(self, tqdm) -> None:
-        tqdm.tqdm.monitor_interval = 0  # no thread of its own
-        self._tqdm = tqdm.tqdm
-        self._bar = None
+    def __init__(self, tqdm: Any) -> None:
+        tqdm.monitor_interval = 0  # no thread of its own
+        self._tqdm = tqdm
+        self._bar: Any = None
 
     def __call__(self, event: jobs.ProgressEvent) -> None:
         if event.phase == "message":

@@ -26,9 +26,10 @@ import stat
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
@@ -141,8 +142,10 @@ class Manifest:
             raise ValueError("not a manifest of a backup set")
         if document.pop("version", None) != FORMAT_VERSION:
             raise ValueError("written by another version of this program")
-        kinds = {"stripes": list, "configuration": dict, "messages": list, "finished": (str, type(None)),
-                 "reason": (str, type(None))}
+        kinds: dict[str, type | tuple[type, ...]] = {
+            "stripes": list, "configuration": dict, "messages": list,
+            "finished": (str, type(None)), "reason": (str, type(None)),
+        }  # fmt: skip
         names = {f.name for f in fields(cls)}
         if set(document) != names:
             raise ValueError(f"fields missing or unknown: {', '.join(sorted(names ^ set(document)))}")
@@ -319,7 +322,7 @@ class SetWriter:
         NAME or its unfinished form exists, there is too little space, or nothing can be written there.
     """
 
-    def __init__(self, path: str, devices: int, *, expected_size: int = 0, **description: str) -> None:
+    def __init__(self, path: str, devices: int, *, expected_size: int = 0, **description: Any) -> None:
         self.path = checked_name(path)
         self.partial = self.path + PARTIAL
         self._parent = os.path.dirname(self.path)
@@ -365,7 +368,7 @@ class SetWriter:
         with self._lock:
             self.manifest.configuration = dict(configuration)
 
-    def confirm(self, messages: list[str] = ()) -> str:
+    def confirm(self, messages: Sequence[str] = ()) -> str:
         """Publish the set: the statement succeeded.
 
         Returns

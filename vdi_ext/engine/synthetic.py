@@ -113,9 +113,9 @@ class SyntheticSnapshot:
         """One word for each sector of each page: the number of the sector and the seed, scattered."""
         value = ids[:, None] * np.uint32(16) + _SECTORS
         value ^= self._seed
-        value = (value ^ value >> 16) * np.uint32(0x7FEB352D)
-        value = (value ^ value >> 15) * np.uint32(0x846CA68B)
-        return value ^ value >> 16
+        value = (value ^ value >> np.uint32(16)) * np.uint32(0x7FEB352D)
+        value = (value ^ value >> np.uint32(15)) * np.uint32(0x846CA68B)
+        return value ^ value >> np.uint32(16)
 
     def close(self) -> None:
         """Nothing is held."""

@@ -170,7 +170,7 @@ def _token(sql: str, place: int) -> Token:
 
 def _delimited(sql: str, start: int, content: int, end: str, kind: str) -> Token:
     """A literal that ends with `end`; two of them stand for one."""
-    parts = []
+    parts: list[str] = []
     place = content
     while True:
         stop = sql.find(end, place)

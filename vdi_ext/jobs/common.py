@@ -2,6 +2,7 @@
 
 import errno
 import importlib.metadata
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..constants import CompletionCode
@@ -62,7 +63,7 @@ def checked_devices(devices: int) -> int:
     return devices
 
 
-def statement_text(verb: str, database: str, devices: list[str], options: dict[str, object]) -> str:
+def statement_text(verb: str, database: str, devices: list[str], options: Mapping[str, object]) -> str:
     """Compose BACKUP or RESTORE DATABASE.
 
     Parameters

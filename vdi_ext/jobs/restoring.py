@@ -81,7 +81,12 @@ def restore(
     reporter = Reporter("restore", progress, stored.manifest.size)
     if verify_first:
         reporter.phase("verifying")
-        stored.verify(lambda size: (reporter.advance(size), reporter.tick("verifying")))
+
+        def advance(size: int) -> None:
+            reporter.advance(size)
+            reporter.tick("verifying")
+
+        stored.verify(advance)
         reporter.restart(stored.manifest.size)
     options = {
         "BLOCKSIZE": block_size or _stored_block_size(stored),

@@ -27,7 +27,7 @@ Words = npt.NDArray[np.uint32]
 
 def rotate(words: Words, turns: Words) -> Words:
     """Rotate each word left by the matching number of bits, 0 to 31."""
-    return (words << turns) | (words >> ((32 - turns) & 31))
+    return (words << turns) | (words >> ((np.uint32(32) - turns) & np.uint32(31)))
 
 
 def sector_xors(buffer: object) -> Words:
