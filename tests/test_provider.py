@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 from native.build import LIBRARY, Programs, environment
@@ -75,3 +76,102 @@ def test_the_library_needs_no_python_and_no_cxx_runtime() -> None:
 
 def test_clang_builds_it_and_the_tables_hold(tmp_path_factory: pytest.TempPathFactory) -> None:
     Programs(tmp_path_factory.mktemp("clang"), "none", "clang", "clang++").check("state_table")
+
+
+# --- C++ programs that link -lsqlvdi, in processes without Python ---
+
+
+class Peers:
+    """Starts programs and gives up on all of them together."""
+
+    def __init__(self, programs: Programs):
+        self.programs = programs
+        self.running: list[subprocess.Popen[str]] = []
+
+    def start(self, name: str, *arguments: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            self.programs.command(name, *arguments),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            # A program may leave its 8 bytes of a device to the end of the process.
+            env=environment() | {"ASAN_OPTIONS": "detect_leaks=0"},
+        )
+        self.running.append(process)
+        return process
+
+    def until(self, process: subprocess.Popen[str], line: str) -> None:
+        assert process.stdout is not None
+        for got in process.stdout:
+            if got.strip() == line:
+                return
+            assert "FAIL" not in got, got
+        pytest.fail(f"ended before it said {line!r}")
+
+    def finish(self) -> None:
+        """Waits for all, the last one first: a primary client waits for the end of its input before it closes."""
+        for process in reversed(self.running):
+            out, _ = process.communicate(timeout=60)
+            assert process.returncode == 0, f"{process.args} ended with {process.returncode}\n{out}"
+
+    def __enter__(self) -> Peers:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for process in self.running:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+
+
+def stream(device: int, size: int) -> bytes:
+    """What cserver writes to a device."""
+    folded = bytearray(size)
+    for position in range(size):
+        x = position * 131 + device + (position >> 12)
+        folded[position] = (x ^ x >> 8) & 0xFF
+    return bytes(folded)
+
+
+def test_cxx_contract(programs: Programs) -> None:
+    programs.check("cxx_client", "contract")
+
+
+@pytest.mark.parametrize(("devices", "deletion"), [(1, "never"), (1, "delete"), (4, "late"), (16, "never")])
+def test_cxx_client_backs_up_and_restores(programs: Programs, tmp_path: Path, devices: int, deletion: str) -> None:
+    name, prefix = f"cxx {os.getpid()} {devices} {deletion} \N{FLOPPY DISK}", str(tmp_path / "stripe")
+    megabytes = 1
+    for operation in ("backup", "restore"):
+        with Peers(programs) as peers:
+            client = peers.start("cxx_client", operation, name, str(devices), prefix, deletion)
+            peers.until(client, "created")
+            peers.start("cserver", operation, name, str(devices), str(megabytes))
+            peers.finish()
+    for device in range(devices):
+        stored = (tmp_path / f"stripe.{device}").read_bytes()
+        assert len(stored) == megabytes << 20
+        assert stored[: 3 << 16] == stream(device, 3 << 16)
+
+
+def test_cxx_secondaries_serve_devices(programs: Programs, tmp_path: Path) -> None:
+    name, prefix = f"cxx secondaries {os.getpid()}", str(tmp_path / "stripe")
+    for operation in ("backup", "restore"):
+        with Peers(programs) as peers:
+            primary = peers.start("cxx_client", "primary", name, "3", prefix)
+            peers.until(primary, "created")
+            peers.start("cserver", operation, name, "3", "1")
+            peers.until(primary, "configured")
+            for device in ("1", "2"):
+                peers.start("cxx_client", "secondary", name, device, prefix)
+            peers.finish()
+    assert [(tmp_path / f"stripe.{device}").stat().st_size for device in range(3)] == [1 << 20] * 3
+
+
+def test_cxx_handles_cross_processes(programs: Programs) -> None:
+    name = f"cxx handles {os.getpid()}"
+    with Peers(programs) as peers:
+        client = peers.start("cxx_client", "handles", name)
+        peers.until(client, "created")
+        peers.start("cserver", "backup", name, "1", "1")
+        peers.finish()

@@ -426,7 +426,8 @@ static void all_at_once(void)
     nothing_in_the_kernel();
 }
 
-/* On a signal of the orchestrator the victim forks twice: in a way that libraries hear of, and in one that they do not. */
+/* On a signal of the orchestrator the victim forks twice: in a way that libraries hear of, and in one that they do
+ * not. */
 static void on_signal(int number)
 {
     (void)number;
