@@ -41,7 +41,8 @@ ADDRESSES = """\
 addresses of databases (stand-in server):
   sqlite:PATH           a live SQLite file
   replay:PATH[,PATH..]  existing backup files, one per device
-  synthetic:SIZE[@SEED] generated pages, e.g. synthetic:10GiB@7
+                        restore compares with them, or writes them where they are not there
+  synthetic:SIZE[:SEED] generated pages, e.g. synthetic:10GiB:7
 """
 
 _REFRESH = 5.0  # seconds between two plain lines of progress

@@ -10,8 +10,9 @@ from .._core.device import VirtualDevice
 from .._core.device_set import VirtualDeviceSet
 from ..config import DeviceSetConfig
 from ..constants import CommandCode, CompletionCode
+from ..errors import VDAbortError
 from ..storage import SetWriter, StorageError, StripeWriter
-from .addresses import describe
+from .addresses import describe_source
 from .common import Result, checked_devices, completion_for, statement_text, tool_version
 from .events import Progress, Reporter
 from .job import Job
@@ -44,7 +45,7 @@ def backup(
     Parameters
     ----------
     source : str
-        Address of the database: ``sqlite:PATH``, ``replay:PATH[,PATH...]`` or ``synthetic:SIZE[@SEED]``.
+        Address of the database: ``sqlite:PATH``, ``replay:PATH[,PATH...]`` or ``synthetic:SIZE[:SEED]``.
     target : path
         ``DIRECTORY/NAME`` of the set. NAME must not exist; it appears only when the statement has succeeded. Until
         then, and where the outcome stays unknown, the set is ``NAME.partial`` (see `recover`).
@@ -83,7 +84,7 @@ def backup(
         The interface failed.
     """
     begun = time.monotonic()
-    described = describe(source, reading=True)
+    described = describe_source(source)
     count = checked_devices(described.devices or 1 if devices is None else devices)
     described.check_devices(count)
     name = database or described.database
@@ -162,10 +163,14 @@ class _Store:
         self._failed: OSError | None = None
 
     def serve(self, job: Job, device: VirtualDevice) -> None:
-        for command in device:
-            with command:
-                self._answer(job, command)
-        if self._failed is not None:
+        try:
+            for command in device:
+                with command:
+                    self._answer(job, command)
+        except VDAbortError:
+            if self._failed is None:
+                raise
+        if self._failed is not None:  # also where the server's answer to it was an abort
             raise StorageError(f"{self._stripe.label}: {self._failed.strerror}") from self._failed
 
     def _answer(self, job: Job, command: Command) -> None:

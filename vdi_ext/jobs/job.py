@@ -159,11 +159,14 @@ class Job:
     def _await_statement(self) -> None:
         while not self.statement.wait(_POLL):
             self.reporter.tick()
+        self._raise_failure()
         self.statement.result()
 
     def _raise_failure(self) -> None:
         if self._failures:
-            # An abort is the consequence of something; what caused it comes first.
+            if all(isinstance(error, VDAbortError) for error in list(self._failures)):
+                # An abort is the consequence of something, which another thread may be about to report.
+                self._join()
             raise min(list(self._failures), key=lambda error: isinstance(error, VDAbortError))
 
     def _abort(self, error: BaseException) -> None:
@@ -179,10 +182,13 @@ class Job:
 
     def _settle(self) -> None:
         """After an abort: every thread returns, the statement ends by itself or is ended."""
-        for thread in self._threads:
-            thread.join(_PATIENCE)
+        self._join()
         if self.statement is not None and not self.statement.wait(_PATIENCE):
             self.statement.stop()
+
+    def _join(self) -> None:
+        for thread in self._threads:
+            thread.join(_PATIENCE)
 
     def _explained(self, error: VDAbortError) -> BaseException:
         """The server's own words for an abort, where it had any."""

@@ -8,7 +8,7 @@ from .._core.command import Command
 from .._core.device import VirtualDevice
 from ..constants import CommandCode, CompletionCode
 from ..storage import StorageError, StoredSet, StripeReader, VerificationError
-from .addresses import describe
+from .addresses import describe_target
 from .common import ArgumentError, Result, statement_text
 from .events import Progress, Reporter
 from .job import Job
@@ -73,7 +73,7 @@ def restore(
     count = len(stored.manifest.stripes)
     if devices is not None and devices != count:
         raise ArgumentError(f"{stored.path} has {count} stripes: it is restored over {count} devices, not {devices}")
-    described = describe(target, reading=False)
+    described = describe_target(target, replace=replace)
     described.check_devices(count)
     name = database or described.database
     stored.check_presence()
@@ -101,7 +101,7 @@ def restore(
 
         def start(names: list[str]) -> Statement:
             text = statement_text("RESTORE", name, names, options)
-            return submit(text, name, target, provider, own_process, job.hear)
+            return submit(text, name, target, provider, own_process, job.hear, described.write)
 
         def serve(job: Job, device: VirtualDevice, number: int) -> None:
             _serve(job, device, readers[number - 1], reporter)

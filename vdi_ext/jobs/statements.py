@@ -87,27 +87,55 @@ class Statement:
             callback()
 
 
+class StandIn:
+    """The stand-in, about to execute one order of `submit`."""
+
+    def __init__(self, order: dict) -> None:
+        from ..engine import Engine, Replay, database_at
+
+        database = database_at(order["address"])
+        if order["write"]:  # a replay is compared with the files that are there, else written out
+            database = Replay((), output=database.files)
+        self._sql = order["sql"]
+        self._engine = Engine({order["database"]: database}, provider=order["provider"])
+
+    def execute(self, say: OnMessage) -> SQLError | None:
+        """Execute the statement in this thread; what it returns is the statement's own failure."""
+        from ..engine import SqlError
+
+        try:
+            self._engine.execute(self._sql, lambda message: say(str(message)))
+        except SqlError as error:
+            return SQLError([str(message) for message in error.errors], error.number)
+        return None
+
+    def cancel(self) -> None:
+        """End the statement; any thread."""
+        self._engine.cancel()
+
+
 class ThreadStatement(Statement):
     """The stand-in on a thread of this process."""
 
     def __init__(self, order: dict, heard: OnMessage) -> None:
         super().__init__()
         self._heard = heard
-        self._thread = threading.Thread(target=self._run, args=(order,), name="vdi-statement", daemon=True)
+        self._server = StandIn(order)
+        self._thread = threading.Thread(target=self._run, name="vdi-statement", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
+        if not self.done:
+            self._server.cancel()
         self._thread.join()
 
-    def _run(self, order: dict) -> None:
-        error: SQLError | None = StatementLostError(["the statement's thread ended without a result"])
+    def _run(self) -> None:
         try:
-            error = execute(order, self._say)
+            error = self._server.execute(self._say)
         except BaseException as failure:
             error = StatementLostError([f"the stand-in failed: {type(failure).__name__}: {failure}"])
             error.__cause__ = failure
-        finally:
-            self._end(error)
+        self._end(error)
 
     def _say(self, text: str) -> None:
         self.messages.append(text)
@@ -115,7 +143,10 @@ class ThreadStatement(Statement):
 
 
 class ProcessStatement(Statement):
-    """The stand-in in a process of its own; it ends with this one, whatever ends this one."""
+    """The stand-in in a process of its own; it ends with this one, whatever ends this one.
+
+    A plain child of the interpreter and not of `multiprocessing`, which would run the user's main module again.
+    """
 
     def __init__(self, order: dict, heard: OnMessage) -> None:
         super().__init__()
@@ -137,11 +168,8 @@ class ProcessStatement(Statement):
         return self._process.pid
 
     def stop(self) -> None:
-        if self._process.poll() is None and not self.done:
-            self._process.kill()
-        # A server that has reported its result only has to end.
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
+            self._process.stdin.close()  # ends whatever it is doing
         try:
             self._process.wait(_STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
@@ -154,20 +182,20 @@ class ProcessStatement(Statement):
     def _listen(self) -> None:
         error: SQLError | None = None
         result = False
-        try:
-            for line in self._process.stdout:
+        for line in self._process.stdout:
+            try:
                 said = json.loads(line)
-                if "message" in said:
-                    self.messages.append(said["message"])
-                    self._heard(said["message"])
-                elif "error" in said:
-                    error, result = SQLError(said["error"], said["number"]), True
-                elif "done" in said:
-                    result = True
-        finally:
-            if not result:
-                error = StatementLostError([f"the server's process {self.pid} {self._death()}"])
-            self._end(error)
+            except ValueError:  # cut off by its death
+                break
+            if "message" in said:
+                self.messages.append(said["message"])
+                self._heard(said["message"])
+            else:
+                result = True
+                error = SQLError(said["error"], said["number"]) if "error" in said else None
+        if not result:
+            error = StatementLostError([f"the server's process {self.pid} {self._death()}"])
+        self._end(error)
 
     def _death(self) -> str:
         code = self._process.wait()
@@ -178,7 +206,9 @@ class ProcessStatement(Statement):
         return f"ended with code {code} before it reported the statement's outcome: {last or 'no word'}"
 
 
-def submit(text: str, database: str, address: str, provider: object, own_process: bool, heard: OnMessage) -> Statement:
+def submit(
+    text: str, database: str, address: str, provider: object, own_process: bool, heard: OnMessage, write: bool = False
+) -> Statement:
     """Start a statement.
 
     Parameters
@@ -187,24 +217,15 @@ def submit(text: str, database: str, address: str, provider: object, own_process
         The statement.
     database, address : str
         What the name in the statement stands for.
-    provider : Provider, str, path or None
+    provider : Provider, str or path
         The client's.
     own_process : bool
         Run the stand-in in a process of its own.
     heard : callable
-        Called with each message as it comes, from a thread of the statement's.
+        Called with each message as it comes, on a thread of the statement's.
+    write : bool
+        A replay is to write its files instead of comparing with them.
     """
     library = str(getattr(provider, "path", provider))
-    order = {"sql": text, "database": database, "address": address, "provider": library}
+    order = {"sql": text, "database": database, "address": address, "provider": library, "write": write}
     return (ProcessStatement if own_process else ThreadStatement)(order, heard)
-
-
-def execute(order: dict, say: OnMessage) -> SQLError | None:
-    """Let the stand-in execute an order of `submit`, in this thread."""
-    from .. import engine
-
-    try:
-        engine.execute(order["sql"], order["address"], order["provider"], say)
-    except engine.SQLError as error:
-        return SQLError([str(error)], 3013)
-    return None
