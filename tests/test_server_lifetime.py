@@ -516,11 +516,43 @@ def test_a_server_that_exits_aborts_its_client() -> None:
         reader = client.open_device()
         with pytest.raises(VDAbortError, match="exits") as caught:
             while True:
-                reader.get_command(TIMEOUT)
+                reader.get_command(TIMEOUT).complete()
         assert caught.value.pid == process.pid
     finally:
         assert process.wait(TIMEOUT) == 0
     client.close()
+
+
+def test_a_client_that_is_killed_aborts_its_server() -> None:
+    text = """
+        with VirtualDeviceSet.create(provider="embedded") as client:
+            print(client.name, flush=True)
+            client.get_configuration()
+            reader = client.open_device()
+            command = reader.get_command()
+            print("got it", flush=True)
+            reader.get_command()
+    """
+    process = subprocess.Popen(script(text), env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        server = ServerDeviceSet.open(process.stdout.readline().strip())
+        server.begin_configuration(Feature.WRITE_MEDIA, BLOCK, 0, TRANSFER)
+        server.request_buffers(TRANSFER, 0, 2)
+        server.end_configuration()
+        device = server.open_device(server.name)
+        buffers = [server.allocate_buffer(TRANSFER) for _ in range(2)]
+        futures = [device.send_command(CommandCode.WRITE, b) for b in buffers]
+        assert process.stdout.readline() == "got it\n"
+        process.kill()
+        assert [f.result(1.0).code for f in futures] == [995, 995]
+        with pytest.raises(VDAbortError, match="died") as caught:
+            device.send_command(CommandCode.FLUSH)
+        assert caught.value.pid == process.pid
+        server.close()
+    finally:
+        process.kill()
+        process.communicate()
 
 
 WAITS = {

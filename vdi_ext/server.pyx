@@ -83,7 +83,7 @@ Source: ``VDS_Command``, sections 2.1 and 7.2.
 
 cdef dict _CODES = {int(code): code for code in CompletionCode}
 cdef object _new_tuple = tuple.__new__
-cdef object _open_sets = weakref.WeakSet()
+cdef set _open_sets = set()  # weak references to cores
 cdef double _EXIT_SECONDS = 1.0
 _SLICE_SECONDS = 0.1
 
@@ -267,8 +267,10 @@ cdef class _Core:
 @atexit.register
 def _at_exit():
     deadline = time.monotonic() + _EXIT_SECONDS
-    for core in list(_open_sets):
-        core.leave(deadline)
+    for reference in list(_open_sets):
+        core = reference()
+        if core is not None:
+            core.leave(deadline)
 
 
 def _wait(call):
@@ -289,7 +291,10 @@ def _wait(call):
         finally:
             done.set()
 
-    threading.Thread(target=answer, name="vdi-call", daemon=True).start()
+    try:
+        threading.Thread(target=answer, name="vdi-call", daemon=True).start()
+    except RuntimeError:  # no thread to be had, as when the interpreter shuts down
+        return call()
     while not done.wait(_SLICE_SECONDS):
         pass
     return future.result()
@@ -645,7 +650,7 @@ cdef class ServerDeviceSet:
         except BaseException:
             core.closing = True  # nobody gets this object: its end is no news
             raise
-        _open_sets.add(core)
+        _open_sets.add(weakref.ref(core, _open_sets.discard))
         return self
 
     @property
