@@ -138,6 +138,8 @@ cdef class VirtualDevice:
         cdef DWORD ms
         cdef DeviceRef ref = self._ref
         cdef double deadline = deadline_after(timeout)
+        if slice_of(deadline) == 0:
+            return VD_E_TIMEOUT
         ref.getting = True
         ref.set.in_flight += 1
         try:
