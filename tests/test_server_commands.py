@@ -169,6 +169,7 @@ def test_commands_arrive_in_order_and_complete_in_any() -> None:
         assert order == turn
 
 
+@pytest.mark.threaded
 def test_a_callback_sends_the_next_command() -> None:
     rounds = 300
     with active() as pair:
@@ -269,6 +270,7 @@ def test_refusals_by_state() -> None:
         refusal(pair, VDProtocolError)
 
 
+@pytest.mark.threaded
 def test_refusals_while_completions_run() -> None:
     """The routine of a refused send runs on the sender's thread, others on the agent's at the same time."""
     with active(device_count=2) as pair:
@@ -338,6 +340,7 @@ def test_every_code_but_success_is_an_error(code: CompletionCode) -> None:
         assert future.result(TIMEOUT).code == 0
 
 
+@pytest.mark.threaded
 def test_what_was_queued_behind_an_error_is_never_seen() -> None:
     with active() as pair:
         buffers = [pair.buffer() for _ in range(4)]
@@ -425,6 +428,7 @@ def test_a_device_in_error_is_closed_in_order() -> None:
         assert pair.server.state is SetState.NORMALLY_TERMINATED
 
 
+@pytest.mark.threaded
 def test_many_errors_one_after_another() -> None:
     with active() as pair:
         for _ in range(50):
@@ -492,6 +496,7 @@ def test_reasons_are_cut_between_characters() -> None:
             pair.server.signal_abort(5)  # type: ignore[arg-type]
 
 
+@pytest.mark.threaded
 def test_a_race_of_abort_and_completions_loses_and_doubles_nothing() -> None:
     for _ in range(30):
         with active() as pair:
@@ -517,6 +522,7 @@ def test_a_race_of_abort_and_completions_loses_and_doubles_nothing() -> None:
 # ---- the completion agent
 
 
+@pytest.mark.threaded
 def test_the_agent_on_a_thread_of_the_caller() -> None:
     with active() as pair:
         agent = start(pair.server.execute_completion_agent)
@@ -723,6 +729,7 @@ def test_a_future_that_its_user_finished() -> None:
 # ---- callbacks that end the set
 
 
+@pytest.mark.threaded
 def test_a_callback_closes_the_set() -> None:
     with active() as pair:
         codes: list[int] = []
@@ -820,6 +827,7 @@ def test_nothing_pending_is_not_counted() -> None:
 # ---- threads
 
 
+@pytest.mark.threaded
 def test_many_threads_send() -> None:
     with active(device_count=4, count=16) as pair:
         def serve(reader: object) -> int:

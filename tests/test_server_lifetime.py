@@ -152,6 +152,7 @@ def test_a_set_that_ended_well_and_is_collected_does_not_abort() -> None:
         pair.abort_and_close = lambda: None  # type: ignore[method-assign]
 
 
+@pytest.mark.threaded
 def test_a_set_with_outstanding_commands_is_collected() -> None:
     client = VirtualDeviceSet.create(provider="embedded")
     server = ServerDeviceSet.open(client.name)
@@ -292,6 +293,7 @@ def test_everything_after_close() -> None:
         assert (server.name, device.name) == (pair.name, pair.name)
 
 
+@pytest.mark.threaded
 def test_close_from_several_threads_at_once() -> None:
     for _ in range(20):
         with active() as pair:
@@ -307,6 +309,7 @@ def test_close_from_several_threads_at_once() -> None:
             assert pair.server.state is SetState.DOES_NOT_EXIST
 
 
+@pytest.mark.threaded
 def test_close_against_everything_else() -> None:
     for _ in range(20):
         with active() as pair:
