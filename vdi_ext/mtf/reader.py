@@ -281,6 +281,7 @@ class FamilyReader:
         self._require(used == len(self._marks), "a filemark lists others than there are")
         earlier = list(struct.unpack_from(f"<{used}Q", block, 72))
         self._require(earlier == self._marks, "a filemark names wrong places")
+        self._require(not any(block[72 + 8 * used :]), "a filemark holds more than it lists")
         self._marks.insert(0, place)
         if length < self.info.block_size:
             kind, _ = yield from self._block(in_set=False)
@@ -342,6 +343,7 @@ class FamilyReader:
             kind, _, length = yield from self._stream()
             self._require(kind == wanted, f"stream {kind!r} instead of {wanted!r}")
             found[kind] = yield from self._content(length, pad=kind != b"SPAD")
+            self._require(kind not in (b"SPAD", b"OTCP") or not any(found[kind]), f"{kind!r} is not empty")
         return found
 
     # ---- configuration
