@@ -305,7 +305,8 @@ def _copy(path: str, busy_timeout: float, check: Check) -> int:
                 source.backup(target, pages=_COPY_PAGES, progress=lambda status, remaining, total: check())
                 size = source.execute("PRAGMA page_size").fetchone()[0]
                 count = source.execute("PRAGMA page_count").fetchone()[0]
-            if os.fstat(fd).st_size != size * count:
+            # A file without a page is an empty database; its copy has one.
+            if count and os.fstat(fd).st_size != size * count:
                 raise OSError(f"the scratch file has {os.fstat(fd).st_size} bytes instead of {size * count}")
         except BaseException:
             os.close(fd)
