@@ -43,6 +43,13 @@ def test_death_of_each_process(programs: Programs) -> None:
     programs.check("death")
 
 
+@pytest.mark.parametrize(
+    "attack", ["name_is_taken", "nothing_shrinks", "unsealed_memory", "strangers_knock", "other_users", "fuzz"]
+)
+def test_hostile_peers(programs: Programs, attack: str) -> None:
+    programs.check("hostile", attack)
+
+
 EXPORTS = """
 DllCanUnloadNow DllGetClassObject VdiLiveObjects
 _ZN19ClientVirtualDeviceC1Ev _ZN19ClientVirtualDeviceC2Ev _ZN19ClientVirtualDeviceD1Ev _ZN19ClientVirtualDeviceD2Ev
