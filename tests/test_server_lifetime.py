@@ -532,8 +532,8 @@ def test_a_client_that_is_killed_aborts_its_server() -> None:
             print(client.name, flush=True)
             client.get_configuration()
             reader = client.open_device()
-            command = reader.get_command()
-            print("got it", flush=True)
+            commands = [reader.get_command(), reader.get_command()]
+            print("got them", flush=True)
             reader.get_command()
     """
     process = subprocess.Popen(script(text), env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
@@ -546,7 +546,7 @@ def test_a_client_that_is_killed_aborts_its_server() -> None:
         device = server.open_device(server.name)
         buffers = [server.allocate_buffer(TRANSFER) for _ in range(2)]
         futures = [device.send_command(CommandCode.WRITE, b) for b in buffers]
-        assert process.stdout.readline() == "got it\n"
+        assert process.stdout.readline() == "got them\n"
         process.kill()
         assert [f.result(1.0).code for f in futures] == [995, 995]
         with pytest.raises(VDAbortError, match="died") as caught:
