@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import threading
 import uuid
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from vdi_ext import Command, CommandCode, CompletionCode, DeviceSetConfig, Feature, VDError, VirtualDeviceSet
+from vdi_ext import (
+    Command,
+    CommandCode,
+    CompletionCode,
+    DeviceSetConfig,
+    Feature,
+    VDError,
+    VirtualDevice,
+    VirtualDeviceSet,
+)
 from vdi_ext.engine import Synthetic
-from vdi_ext.mtf import PAGE_SIZE
+from vdi_ext.mtf import PAGE_SIZE, fill_pages
 
 Handler = Callable[[int, Command], None]
 DONE = (CommandCode.FLUSH, CommandCode.COMPLETE, CommandCode.CLEAR_ERROR)
@@ -21,16 +29,25 @@ DONE = (CommandCode.FLUSH, CommandCode.COMPLETE, CommandCode.CLEAR_ERROR)
 class Client:
     """A device set with a thread per device; each command goes to `handler(device number, command)`.
 
-    The handler completes the command or leaves that to the ``with`` block around it.
+    The handler completes the command or leaves that to the ``with`` block around it. `loop(device number, device)` does
+    otherwise.
     """
 
-    def __init__(self, devices: int, handler: Handler, features: Feature = Feature.REQUEST_COMPLETE, **config) -> None:
+    def __init__(
+        self,
+        devices: int,
+        handler: Handler,
+        features: Feature = Feature.REQUEST_COMPLETE,
+        loop: Callable[[int, VirtualDevice], None] | None = None,
+        **config,
+    ) -> None:
         self.name = f"set {uuid.uuid4()}"
         self.names = [self.name, *(f"{self.name} {number}" for number in range(1, devices))]
         self.config: DeviceSetConfig | None = None
         self.codes: list[list[CommandCode | int]] = [[] for _ in self.names]
         self.errors: list[BaseException] = []
         self._handler = handler
+        self._loop = loop or self._each
         self._set = VirtualDeviceSet.create(
             self.name, DeviceSetConfig(device_count=devices, features=features, **config)
         )
@@ -65,18 +82,21 @@ class Client:
 
     def _serve(self, number: int) -> None:
         try:
-            for command in self._set.open_device(self.names[number]):
-                self.codes[number].append(command.code)
-                with command:
-                    self._handler(number, command)
+            self._loop(number, self._set.open_device(self.names[number]))
         except BaseException as error:
             self.errors.append(error)
 
+    def _each(self, number: int, device: VirtualDevice) -> None:
+        for command in device:
+            self.codes[number].append(command.code)
+            with command:
+                self._handler(number, command)
+
 
 @contextlib.contextmanager
-def client(devices: int, handler: Handler, features: Feature = Feature.REQUEST_COMPLETE, **config) -> Iterator[Client]:
+def client(devices: int, handler: Handler, features: Feature = Feature.REQUEST_COMPLETE, **more) -> Iterator[Client]:
     """A client that is closed, whatever happens; on an exception the set is aborted first."""
-    one = Client(devices, handler, features, **config)
+    one = Client(devices, handler, features, **more)
     try:
         yield one
     except BaseException:
@@ -138,14 +158,13 @@ class Regenerator:
     def __init__(self, source: Synthetic, devices: int) -> None:
         self._snapshot = source.snapshot("", lambda: None)
         self._pieces: list[list[bytes | tuple[int, int]]] = [[] for _ in range(devices)]
-        self.digests = [hashlib.blake2b() for _ in range(devices)]
 
     def record(self, number: int, command: Command) -> None:
         if command.code == CommandCode.WRITE:
             with memoryview(command) as view:
                 pieces = self._pieces[number]
-                # Pages have version 1 and a page type; blocks begin with four letters.
-                if view[0] == 1 and view[1] < 102:
+                # Pages begin with version 1; blocks with four letters, other metadata with a stream's.
+                if view[0] == 1:
                     count = len(view) // PAGE_SIZE
                     first = int.from_bytes(view[32:36], "little") if view[1] == 1 else -1
                     pieces.append((first, count))
@@ -187,7 +206,5 @@ class Regenerator:
             if first >= 0:
                 self._snapshot.fill(pages, first)
             else:
-                from vdi_ext.mtf import fill_pages
-
                 fill_pages(pages)
             yield memoryview(pages.reshape(-1))
