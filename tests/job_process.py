@@ -1,8 +1,8 @@
 """Runs a job in a process of its own, and holds it where a test says; not a test itself.
 
-Argument: a JSON object with ``run`` ("backup", "restore" or "cli"), its ``args`` and ``kwargs``, and ``hold``: a phase,
-or "mapped" for the first Write of a backup. There it says {"held": ...} on standard output and goes on after a line on
-standard input. At the end it says how the job ended.
+Argument: a JSON object with ``run`` ("backup", "restore" or "cli"), its ``args`` and ``kwargs``, and ``hold``: a list
+of phases, among them "mapped" for the first Write of a backup and "transferring" for its third. In each it says
+{"held": ...} on standard output, once, and goes on after a line on standard input. At the end it says how the job ended.
 """
 
 import json
@@ -17,7 +17,9 @@ import vdi_ext
 from vdi_ext import cli
 
 order = json.loads(sys.argv[1])
-once = threading.Lock()
+pending = set(order["hold"])
+writes: list[int] = []
+one_at_a_time = threading.Lock()
 
 
 def say(**said: object) -> None:
@@ -29,20 +31,26 @@ def children() -> list[int]:
 
 
 def hold(where: str, **more: object) -> None:
-    if once.acquire(blocking=False):
-        say(held=where, children=children(), **more)
-        sys.stdin.buffer.readline()
+    with one_at_a_time:
+        if where in pending:
+            pending.discard(where)
+            say(held=where, children=children(), **more)
+            sys.stdin.buffer.readline()
 
 
 def progress(event: vdi_ext.jobs.ProgressEvent) -> None:
-    if event.phase == order["hold"] and (event.phase != "transferring" or event.bytes_done):
+    # While a command is held, its device cannot end; a report of progress may come when all of them have.
+    if event.phase in pending and (event.phase != "transferring" or order["run"] != "backup"):
         hold(event.phase)
 
 
 def inspect(device_set: vdi_ext.VirtualDeviceSet, device: int, command: vdi_ext.Command) -> None:
-    if order["hold"] == "mapped":
+    if "mapped" in pending:
         handle = asdict(device_set.get_buffer_handle(command))
         hold("mapped", handle={**handle, "set_id": handle["set_id"].hex() if handle["set_id"] else None})
+    writes.append(device)
+    if len(writes) >= 3 and "transferring" in pending:
+        hold("transferring")
 
 
 @contextmanager
