@@ -27,7 +27,7 @@ def pattern(seed: int, size: int = SIZE) -> bytes:
 class Pair:
     """Both halves of a set in this process; `command` makes the server send and the client fetch."""
 
-    vds: vdi.VirtualDeviceSet
+    vds: vdi.VirtualDeviceSet | None
     server: ServerDeviceSet
     devices: list[vdi.VirtualDevice] = field(default_factory=list)
     peers: list[ServerDevice] = field(default_factory=list)
@@ -62,35 +62,40 @@ class Pair:
             assert list(device) == []
 
 
-@contextmanager
-def pair(
+def start_pair(
     features: Feature = Feature.WRITE_MEDIA, *, devices: int = 1, open_devices: bool = True, buffers: int = 16, **config
-) -> Iterator[Pair]:
-    """A configured set whose devices are open on both sides. Leaves nothing behind, whatever happened to it."""
+) -> Pair:
+    """A configured set whose devices are open on both sides; to be ended by the caller, or by nobody."""
     vds = vdi.VirtualDeviceSet.create(config=DeviceSetConfig(device_count=devices, **config), provider="embedded")
-    server = ServerDeviceSet.open(vds.name)
-    both = Pair(vds, server)
+    both = Pair(vds, ServerDeviceSet.open(vds.name))
+    both.server.begin_configuration(features, 512, max(4096, config.get("alignment", 0)), SIZE)
+    both.server.request_buffers(SIZE, 4096, buffers)
+    both.server.end_configuration()
+    vds.get_configuration(WAIT)
+    for number in range(devices if open_devices else 0):
+        name = vds.name if number == 0 else f"{vds.name}/{number}"
+        both.peers.append(both.server.open_device(name))
+        both.devices.append(vds.open_device(name))
+    return both
+
+
+@contextmanager
+def pair(*args, **kwargs) -> Iterator[Pair]:
+    """`start_pair` for a block. Leaves nothing behind, whatever happened to it; `vds` may be None by then."""
+    both = start_pair(*args, **kwargs)
     try:
-        server.begin_configuration(features, 512, max(4096, config.get("alignment", 0)), SIZE)
-        server.request_buffers(SIZE, 4096, buffers)
-        server.end_configuration()
-        vds.get_configuration(WAIT)
-        if open_devices:
-            for number in range(devices):
-                name = vds.name if number == 0 else f"{vds.name}/{number}"
-                both.peers.append(server.open_device(name))
-                both.devices.append(vds.open_device(name))
         yield both
     finally:
-        for half in (vds, server):
+        halves = [half for half in (both.vds, both.server) if half is not None]
+        for half in halves:
             try:
                 half.signal_abort()
             except (vdi.VDProtocolError, vdi.VDNotOpenError):
                 pass  # closed by the test
         both.devices.clear()
         both.peers.clear()
-        server.close()
-        vds.close()
+        for half in reversed(halves):
+            half.close()
 
 
 def run_python(code: str, *args: str, **kwargs) -> subprocess.CompletedProcess[str]:
@@ -109,7 +114,7 @@ import sys
 sys.path[:0] = {[__file__.rsplit("/", 1)[0], __file__.rsplit("/", 2)[0]]!r}
 import vdi_ext as vdi
 from vdi_ext import CommandCode, CompletionCode, Feature
-from serving import SIZE, WAIT, pair, pattern
+from serving import SIZE, WAIT, pair, pattern, start_pair
 """
 
 

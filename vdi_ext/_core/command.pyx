@@ -27,11 +27,8 @@ from ..libvdi cimport (
     VDC_Write,
 )
 from .provider cimport fork_generation
-from .refs cimport DeviceRef, SetRef, usable
+from .refs cimport DeviceRef, Py_IsInitialized, SetRef
 
-
-cdef extern from "Python.h":
-    bint Py_IsInitialized() noexcept nogil
 
 # By number; what lies beyond is given as an int.
 cdef tuple _CODES = tuple(known(CommandCode, number) for number in range(max(CommandCode) + 1))

@@ -37,6 +37,7 @@ from .refs cimport (
     DeviceRef,
     NativeCall,
     NativeMethod,
+    Py_IsInitialized,
     SetRef,
     deadline_after,
     slice_of,
@@ -362,6 +363,8 @@ cdef class VirtualDeviceSet:
             )
         ref.closing = True
         while ref.in_flight:  # waiting calls look at `closing` between their slices
+            if not Py_IsInitialized():
+                return  # they never will; the end of the process closes
             time.sleep(0.002)
         if not ref.is_open:  # another thread closed it meanwhile
             return

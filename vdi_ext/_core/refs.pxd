@@ -11,6 +11,11 @@ from ..libvdi cimport (
 from .provider cimport fork_generation
 
 
+cdef extern from "Python.h":
+    # False while the interpreter is being torn down: other threads will not run any more.
+    bint Py_IsInitialized() noexcept nogil
+
+
 cdef class SetRef:
     """Owner of one native set, of its mapping, and of the rule when it may be closed."""
     cdef IClientVirtualDeviceSet2 *p

@@ -31,10 +31,6 @@ from ..libvdi cimport (
 from .provider cimport fork_generation
 
 
-cdef extern from "Python.h":
-    bint Py_IsInitialized() noexcept nogil
-
-
 cdef enum:
     SLICE_MS = 100  # how long a native wait runs before signals and a close are looked at
 
@@ -171,7 +167,7 @@ cdef class NativeCall:
         After a KeyboardInterrupt the helper goes on by itself; what it obtains is released when it ends.
         """
         self.set.in_flight += 1
-        if _thread.get_ident() != threading.main_thread().ident:
+        if not Py_IsInitialized() or _thread.get_ident() != threading.main_thread().ident:
             self.execute()
             return self.hr
         try:
