@@ -21,6 +21,7 @@ from .messages import Message
 BANNER = "vdi_ext stand-in: executes BACKUP and RESTORE over virtual devices; it is not SQL Server"
 
 log = logging.getLogger("vdi_ext.engine")
+log.addHandler(logging.NullHandler())  # a library's log goes nowhere until somebody wants it
 
 
 class Engine:
