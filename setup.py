@@ -48,6 +48,7 @@ MODULES = [
     "vdi_ext._core.device",
     "vdi_ext._core.device_set",
     "vdi_ext._core.buffer",
+    "vdi_ext._server",
     "vdi_ext.server",
     "vdi_ext.mtf._kernels",
 ]

@@ -29,7 +29,8 @@ MAY_USE: dict[str, set[str]] = {
     "libvdi": set(),
     "_errors": {"libvdi"},
     "_core": NATIVE,
-    "server": {*NATIVE, "_core.provider"},
+    "_server": {*NATIVE, "_core.provider"},  # the private half of server
+    "server": {*NATIVE, "_core.provider", "_server"},
     "mtf": set(),
     "streams": {"_core"},
     "pipeline": {"streams", "_core", "mtf", "storage"},

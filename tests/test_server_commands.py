@@ -103,7 +103,7 @@ def test_arguments_of_send_command() -> None:
             (OverflowError, {"position": 2**64}),
         ):
             with pytest.raises(wrong):
-                pair.device.send_command(CommandCode.WRITE, **arguments)  # type: ignore[arg-type]
+                pair.device.send_command(CommandCode.WRITE, **arguments)
         with pytest.raises(OverflowError):
             pair.device.send_command(2**32)
         with pytest.raises(TypeError):

@@ -71,7 +71,7 @@ def test_an_exception_puts_close_off_until_the_views_are_gone() -> None:
         assert bytes(view[:4]) == b"data"
         view[-1:] = b"!"
         with pytest.raises(ValueError):
-            memoryview(view.obj)  # type: ignore[arg-type]
+            memoryview(view.obj)
         pair.server.close()  # was asked for already
         assert pair.server.state is SetState.ABORT
         part = view[10:]
@@ -171,6 +171,31 @@ def test_a_set_with_outstanding_commands_is_collected() -> None:
     assert seen == [future.result()]
     with pytest.raises(VDAbortError):
         client.open_device().get_command(TIMEOUT)
+    client.close()
+
+
+def test_an_exception_that_nobody_can_ask_for_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mishap(Exception):
+        pass
+
+    def callback(completion: Completion) -> None:
+        raise Mishap(completion.code)
+
+    reported: list[type[BaseException]] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: reported.append(unraisable.exc_type))
+    client = VirtualDeviceSet.create(provider="embedded")
+    server = ServerDeviceSet.open(client.name)
+    server.begin_configuration(Feature.WRITE_MEDIA, BLOCK, 0, TRANSFER)
+    server.end_configuration()
+    client.get_configuration(TIMEOUT)
+    future = server.open_device(server.name).send_command(CommandCode.FLUSH, callback=callback)
+    with pytest.warns(ResourceWarning):
+        del server
+        gc.collect()
+    assert future.result(TIMEOUT).code == 995
+    until(lambda: bool(reported))
+    assert reported == [Mishap]
+    client.signal_abort()
     client.close()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 from server_pair import BLOCK, TIMEOUT, TRANSFER, Pair, active, start, until
@@ -223,7 +224,7 @@ def test_open_joins_a_set_once() -> None:
     for state in ("Connected", "Configurable", "Initializing", "Active", "Terminated"):
         world = ServerWorld(state)
         with world.pair:
-            check(lambda name=world.pair.name: ServerDeviceSet.open(name), "BUSY")
+            check(partial(ServerDeviceSet.open, world.pair.name), "BUSY")
             assert world.server.state is STATES[state]
     check(lambda: ServerDeviceSet.open(str(uuid.uuid4())), "INVALID")  # section 13, Q25
 
@@ -417,7 +418,7 @@ def test_create_of_a_name_in_use() -> None:
     for state in ("Configurable", "Initializing", "Active", "Terminated", "Abort"):
         world = ClientWorld(state)
         with world.pair:
-            check(lambda name=world.pair.name: VirtualDeviceSet.create(name, provider="embedded"), "PROTO")  # Q23
+            check(partial(VirtualDeviceSet.create, world.pair.name, provider="embedded"), "PROTO")  # Q23
             assert world.client.state is STATES[state]
 
 

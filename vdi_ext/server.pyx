@@ -5,11 +5,7 @@ commands, and hears of their completion on one thread, the completion agent (sec
 specification).
 """
 
-import atexit
 import math
-import threading
-import time
-import weakref
 from collections import namedtuple
 from concurrent.futures import Future
 
@@ -19,37 +15,29 @@ from cpython.exc cimport PyErr_WriteUnraisable
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.string cimport memset
 
-from ._core.provider cimport Provider, fork_generation, provider_for, wide
+from ._core.provider cimport fork_generation, wide
+from ._server cimport ServerCore
 from .libvdi cimport (
     BYTE,
     DWORD,
-    DWORDLONG,
     HRESULT,
-    IID_IServerVirtualDeviceSet2,
-    IID_IVdiEmbeddedSet,
-    CLSID_MSSQL_ServerVirtualDeviceSet,
     INFINITE,
     IServerVirtualDevice,
     IServerVirtualDeviceSet2,
-    IVdiEmbeddedSet,
     LPCWSTR,
-    NOERROR,
-    VD_E_ABORT,
     VD_E_BUSY,
     VD_E_NOTOPEN,
     VD_E_NOTSUPPORTED,
     VD_E_PROTOCOL,
     VDConfig,
-    VDI_STATE_ABORT,
-    VDI_STATE_DOES_NOT_EXIST,
     VDI_STATE_NORMALLY_TERMINATED,
     VDS_Command,
-    VdiAbortInfo,
 )
 
+from ._server import start_agent, wait
 from .config import DeviceSetConfig
 from .constants import CompletionCode, SetState
-from .errors import VDAbortError, VDProtocolError, error_from_hresult
+from .errors import error_from_hresult
 
 __all__ = ["Completion", "ServerBuffer", "ServerDevice", "ServerDeviceSet"]
 
@@ -83,222 +71,6 @@ Source: ``VDS_Command``, sections 2.1 and 7.2.
 
 cdef dict _CODES = {int(code): code for code in CompletionCode}
 cdef object _new_tuple = tuple.__new__
-cdef set _open_sets = set()  # weak references to cores
-cdef double _EXIT_SECONDS = 1.0
-_SLICE_SECONDS = 0.1
-
-
-# ---- native objects ------------------------------------------------------------------------------------------------
-
-@cython.final
-@cython.no_gc_clear  # __dealloc__ and releasing views need the fields
-cdef class _Core:
-    """One native device set: shared and kept alive by set, devices, buffers, outstanding commands and agent threads.
-
-    Close, which unmaps the buffers, is called once, and never while a view of a buffer exists.
-    """
-
-    cdef IServerVirtualDeviceSet2 *set  # one reference
-    cdef IVdiEmbeddedSet *embedded      # one reference; NULL with a foreign provider
-    cdef unsigned int forks
-    cdef Py_ssize_t exports             # views of buffers
-    cdef bint opened
-    cdef bint closing                   # to be closed as soon as neither view nor agent is left
-    cdef bint closed                    # Close has been called
-    cdef bint starting                  # an own agent thread was started and has not arrived yet
-    cdef bint agent                     # a thread is in ExecuteCompletionAgent
-    cdef object agent_ident             # that thread
-    cdef object idle                    # Event: no agent
-    cdef object failure                 # what a callback raised and nobody has heard of yet
-    cdef Provider provider              # keeps the library loaded
-    cdef object __weakref__
-
-    def __cinit__(self):
-        self.forks = fork_generation
-        self.idle = threading.Event()
-        self.idle.set()
-
-    def __dealloc__(self):
-        if self.set == NULL or self.forks != fork_generation:
-            return
-        with nogil:
-            if self.opened and not self.closed:
-                self.set.lpVtbl.Close(self.set)
-            if self.embedded != NULL:
-                self.embedded.lpVtbl.Release(self.embedded)
-            self.set.lpVtbl.Release(self.set)
-
-    cdef IServerVirtualDeviceSet2 *native(self, str operation) except NULL:
-        """The set, in the process that opened it."""
-        if self.forks != fork_generation:
-            raise error_from_hresult(VD_E_NOTOPEN, operation)
-        if self.set == NULL:
-            raise error_from_hresult(VD_E_PROTOCOL, operation)
-        return self.set
-
-    cdef object error(self, HRESULT hr, str operation):
-        cdef VdiAbortInfo info
-        reason = pid = None
-        if hr == VD_E_ABORT and self.embedded != NULL:
-            memset(&info, 0, sizeof(info))
-            if self.embedded.lpVtbl.GetAbortInfo(self.embedded, &info) == NOERROR:
-                reason = (<bytes>info.reason[:sizeof(info.reason)]).split(b"\0", 1)[0].decode("utf-8", "replace") or None
-                pid = info.pid or None
-        error = error_from_hresult(hr, operation, reason=reason, pid=pid)
-        if hr == VD_E_ABORT:
-            error.__cause__ = self.failure
-        return error
-
-    cdef int check(self, HRESULT hr, str operation) except -1:
-        if hr < 0:
-            raise self.error(hr, operation)
-        return 0
-
-    cdef DWORD state(self):
-        """VDI_STATE_*; of a foreign provider only whether the set exists."""
-        cdef DWORD state = VDI_STATE_DOES_NOT_EXIST
-        if self.embedded != NULL and not self.closed and self.embedded.lpVtbl.GetState(self.embedded, &state) < 0:
-            state = VDI_STATE_DOES_NOT_EXIST
-        return state
-
-    def open(self, bytes instance, bytes name):
-        cdef LPCWSTR p_instance = NULL
-        cdef LPCWSTR p_name = <LPCWSTR><const char *>name
-        cdef HRESULT hr
-        if instance is not None:
-            p_instance = <LPCWSTR><const char *>instance
-        with nogil:
-            hr = self.set.lpVtbl.Open(self.set, p_instance, p_name)
-        self.opened = hr >= 0
-        return hr
-
-    cdef HRESULT abort(self, str reason):
-        # The provider keeps 255 bytes; a sentence is cut between characters.
-        cdef bytes text = (reason or "").replace("\0", " ").encode("utf-8", "replace")[:255]
-        text = text.decode("utf-8", "ignore").encode()
-        cdef const char *p_text = NULL
-        cdef HRESULT hr
-        if text:
-            p_text = text
-        with nogil:
-            if self.embedded != NULL:
-                hr = self.embedded.lpVtbl.SignalAbortWithReason(self.embedded, p_text)
-            else:
-                hr = self.set.lpVtbl.SignalAbort(self.set)
-        return hr
-
-    cdef fail(self, object error):
-        """A callback raised: end the operation, and keep the exception for execute_completion_agent or close."""
-        if isinstance(error, (VDAbortError, VDProtocolError)) and (self.closed or self.state() == VDI_STATE_ABORT):
-            return  # a callback that went on sending after the end: it says nothing new
-        if self.failure is None:
-            self.failure = error
-            self.abort(f"a completion callback raised {type(error).__name__}: {error}")
-        elif error is not self.failure:
-            self.failure.add_note(f"Another completion callback raised {error!r}")
-
-    cdef raise_failure(self):
-        failure = self.failure
-        if failure is not None:
-            self.failure = None
-            raise failure
-
-    def close(self):
-        """Native Close, once; waits for a running agent, unless called from its callback."""
-        cdef HRESULT hr = NOERROR
-        self.closing = True
-        if not self.closed:
-            self.closed = True
-            with nogil:
-                hr = self.set.lpVtbl.Close(self.set)
-        return hr
-
-    cdef close_if_unused(self):
-        """The Close that was put off, by whoever leaves last. Its result says only what the abort has said."""
-        if self.closing and not self.closed and self.exports == 0 and not self.agent and self.forks == fork_generation:
-            self.close()
-
-    def run_agent(self, bint own=False):
-        """ExecuteCompletionAgent on this thread; VD_E_BUSY where an agent runs."""
-        cdef HRESULT hr
-        if self.agent or (self.starting and not own):
-            return VD_E_BUSY
-        self.starting = False
-        self.agent = True
-        self.agent_ident = threading.get_ident()
-        self.idle.clear()
-        with nogil:
-            hr = self.set.lpVtbl.ExecuteCompletionAgent(self.set)
-        self.agent = False
-        self.agent_ident = None
-        self.close_if_unused()
-        self.idle.set()
-        return hr
-
-    def run_own_agent(self):
-        hr = self.run_agent(True)
-        if hr not in (NOERROR, VD_E_ABORT, VD_E_BUSY, VD_E_PROTOCOL):
-            self.fail(self.error(hr, "ExecuteCompletionAgent"))
-
-    cdef start_agent(self, str name):
-        self.starting = True
-        self.idle.clear()
-        try:
-            # A daemon thread: it must not keep the interpreter; _at_exit ends it before Python is finalised.
-            threading.Thread(target=self.run_own_agent, name=f"vdi-agent {name}", daemon=True).start()
-        except BaseException:
-            self.starting = False
-            if not self.agent:
-                self.idle.set()
-            raise
-
-    def leave(self, double deadline):
-        """The process ends with the set open: abort, and let the agent go before Python is finalised."""
-        if self.forks != fork_generation or self.closed:
-            return
-        if not self.closing:
-            if self.state() != VDI_STATE_NORMALLY_TERMINATED:
-                self.abort("the server's process exits")
-            self.closing = True
-        if self.idle.wait(max(0.0, deadline - time.monotonic())):
-            self.close_if_unused()
-
-
-@atexit.register
-def _at_exit():
-    deadline = time.monotonic() + _EXIT_SECONDS
-    for reference in list(_open_sets):
-        core = reference()
-        if core is not None:
-            core.leave(deadline)
-
-
-def _wait(call):
-    """Call what may wait. Only the main thread answers signals: it leaves the call to another one, and looks up often.
-
-    A signal may be delivered to any thread, so that its arrival alone does not end a wait of the main thread.
-    """
-    if threading.get_ident() != threading.main_thread().ident:
-        return call()
-    future = Future()
-    done = threading.Event()
-
-    def answer():
-        try:
-            future.set_result(call())
-        except BaseException as error:
-            future.set_exception(error)
-        finally:
-            done.set()
-
-    try:
-        threading.Thread(target=answer, name="vdi-call", daemon=True).start()
-    except RuntimeError:  # no thread to be had, as when the interpreter shuts down
-        return call()
-    while not done.wait(_SLICE_SECONDS):
-        pass
-    return future.result()
-
 
 # ---- completions ---------------------------------------------------------------------------------------------------
 
@@ -308,7 +80,7 @@ cdef class _Pending:
     """A command between SendCommand and its completion routine; the provider holds one reference to it."""
 
     cdef VDS_Command command
-    cdef _Core core
+    cdef ServerCore core
     cdef ServerBuffer buffer
     cdef object future
     cdef object callback
@@ -360,7 +132,7 @@ cdef class ServerBuffer:
     Source: sections 6.6 and 8 of the specification.
     """
 
-    cdef _Core _core
+    cdef ServerCore _core
     cdef BYTE *_data  # in the mapping of _core; NULL when freed
     cdef DWORD _size
     cdef Py_ssize_t _exports
@@ -372,7 +144,7 @@ cdef class ServerBuffer:
         raise TypeError("a ServerBuffer comes from ServerDeviceSet.allocate_buffer")
 
     def __dealloc__(self):
-        cdef _Core core = self._core
+        cdef ServerCore core = self._core
         if core is None or self._data == NULL or core.forks != fork_generation or core.closed:
             return
         with nogil:
@@ -436,7 +208,7 @@ cdef class ServerDevice:
 
     cdef IServerVirtualDevice *_p  # one reference
     cdef ServerDeviceSet _set
-    cdef _Core _core
+    cdef ServerCore _core
     cdef str _name
 
     def __init__(self, *args, **kwargs):
@@ -447,7 +219,7 @@ cdef class ServerDevice:
             with nogil:
                 self._p.lpVtbl.Release(self._p)
 
-    cdef _Core _open(self, str operation):
+    cdef ServerCore _open(self, str operation):
         if self._core is None:
             raise error_from_hresult(VD_E_PROTOCOL, operation)
         self._core.native(operation)
@@ -501,7 +273,7 @@ cdef class ServerDevice:
         Wraps: IServerVirtualDevice::SendCommand (section 5.4).
         """
         global vdi_sending  # a C variable of this thread
-        cdef _Core core = self._open("SendCommand")
+        cdef ServerCore core = self._open("SendCommand")
         cdef _Pending pending
         cdef VDS_Command *command
         cdef HRESULT hr
@@ -533,7 +305,7 @@ cdef class ServerDevice:
         pending.future = future
         pending.callback = callback
         if not core.agent and not core.starting:
-            core.start_agent(self._set._name)
+            start_agent(core, self._set._name)
         # From here to the check nothing may raise or run Python code: the provider owns one reference when hr is good.
         Py_INCREF(pending)
         if buffer is not None:
@@ -567,7 +339,7 @@ cdef class ServerDevice:
 
         Wraps: IServerVirtualDevice::CloseDevice (section 5.4).
         """
-        cdef _Core core = self._open("CloseDevice")
+        cdef ServerCore core = self._open("CloseDevice")
         cdef HRESULT hr
         with nogil:
             hr = self._p.lpVtbl.CloseDevice(self._p)
@@ -587,19 +359,19 @@ cdef class ServerDeviceSet:
     a helper thread, and finishes there by itself.
     """
 
-    cdef _Core _core
+    cdef ServerCore _core
     cdef str _name
     cdef str _instance
     cdef object __weakref__
 
     def __cinit__(self, *args, **kwargs):
-        self._core = _Core()
+        self._core = ServerCore()
 
     def __init__(self, *args, **kwargs):
         raise TypeError("a ServerDeviceSet comes from ServerDeviceSet.open")
 
     def __del__(self):
-        cdef _Core core = self._core
+        cdef ServerCore core = self._core
         if core.forks != fork_generation or not core.opened or core.closing:
             return
         core.closing = True
@@ -634,23 +406,17 @@ cdef class ServerDeviceSet:
         Wraps: IServerVirtualDeviceSet2::Open (section 5.3).
         """
         cdef ServerDeviceSet self = cls.__new__(cls)
-        cdef _Core core = self._core
+        cdef ServerCore core = self._core
         self._name = name
         self._instance = instance
         w_name = wide(name)
         w_instance = None if instance is None else wide(instance)
-        core.provider = provider_for(provider, True)
-        core.set = <IServerVirtualDeviceSet2 *>core.provider.create_instance(
-            &CLSID_MSSQL_ServerVirtualDeviceSet, &IID_IServerVirtualDeviceSet2
-        )
-        if core.set.lpVtbl.QueryInterface(core.set, &IID_IVdiEmbeddedSet, <void **>&core.embedded) < 0:
-            core.embedded = NULL
+        core.create(provider)
         try:
-            core.check(_wait(lambda: core.open(w_instance, w_name)), "Open")
+            core.check(wait(lambda: core.open(w_instance, w_name)), "Open")
         except BaseException:
             core.closing = True  # nobody gets this object: its end is no news
             raise
-        _open_sets.add(weakref.ref(core, _open_sets.discard))
         return self
 
     @property
@@ -672,7 +438,7 @@ cdef class ServerDeviceSet:
         VDNotSupportedError
             A foreign provider does not tell.
         """
-        cdef _Core core = self._core
+        cdef ServerCore core = self._core
         core.native("GetState")
         if core.embedded == NULL and not core.closed:
             raise error_from_hresult(VD_E_NOTSUPPORTED, "GetState")
@@ -691,7 +457,7 @@ cdef class ServerDeviceSet:
         return self
 
     def __exit__(self, kind, error, traceback):
-        cdef _Core core = self._core
+        cdef ServerCore core = self._core
         if kind is None:
             self.close()
             return
@@ -699,15 +465,10 @@ cdef class ServerDeviceSet:
             return
         core.abort(f"the server raised {kind.__name__}: {error}")
         core.closing = True
-        _wait(self._close_aborted)
+        wait(lambda: None if core.exports else core.close())
         if core.failure is not None and core.failure is not error and core.failure is not error.__cause__:
             error.add_note(f"A completion callback had raised {core.failure!r}")
         core.failure = None
-
-    def _close_aborted(self):
-        cdef _Core core = self._core
-        if core.exports == 0:
-            core.close()
 
     def get_configuration(self):
         """Return what the client asked for; from `begin_configuration` on, what was decided.
@@ -719,7 +480,7 @@ cdef class ServerDeviceSet:
 
         Wraps: IServerVirtualDeviceSet2::GetConfiguration (section 5.3).
         """
-        cdef _Core core = self._core
+        cdef ServerCore core = self._core
         cdef IServerVirtualDeviceSet2 *p = core.native("GetConfiguration")
         cdef VDConfig c
         cdef HRESULT hr
@@ -757,7 +518,7 @@ cdef class ServerDeviceSet:
 
         Wraps: IServerVirtualDeviceSet2::BeginConfiguration (sections 4.3 and 5.3).
         """
-        cdef _Core core = self._core
+        cdef ServerCore core = self._core
         cdef IServerVirtualDeviceSet2 *p = core.native("BeginConfiguration")
         cdef DWORD bits = features, block = block_size, align = alignment, transfer = max_transfer_size
         cdef DWORD ms = _milliseconds(timeout)
@@ -787,16 +548,10 @@ cdef class ServerDeviceSet:
 
         Wraps: IServerVirtualDeviceSet2::RequestBuffers (sections 5.3 and 8.1).
         """
+        cdef ServerCore core = self._core
         cdef DWORD c_size = size, c_alignment = alignment, c_count = count
-        self._core.native("RequestBuffers")
-        self._core.check(_wait(lambda: self._request_buffers(c_size, c_alignment, c_count)), "RequestBuffers")
-
-    def _request_buffers(self, DWORD size, DWORD alignment, DWORD count):
-        cdef IServerVirtualDeviceSet2 *p = self._core.set
-        cdef HRESULT hr
-        with nogil:
-            hr = p.lpVtbl.RequestBuffers(p, size, alignment, count)
-        return hr
+        core.native("RequestBuffers")
+        core.check(wait(lambda: core.request_buffers(c_size, c_alignment, c_count)), "RequestBuffers")
 
     def query_available_buffers(self, size, alignment):
         """Return how many buffers of that size and alignment (bytes) can still be had.
@@ -808,7 +563,7 @@ cdef class ServerDeviceSet:
 
         Wraps: IServerVirtualDeviceSet2::QueryAvailableBuffers (section 5.3).
         """
-        cdef _Core core = self._core
+        cdef ServerCore core = self._core
         cdef IServerVirtualDeviceSet2 *p = core.native("QueryAvailableBuffers")
         cdef DWORD c_size = size, c_alignment = alignment, count = 0
         cdef HRESULT hr
@@ -829,15 +584,9 @@ cdef class ServerDeviceSet:
 
         Wraps: IServerVirtualDeviceSet2::EndConfiguration (sections 5.3 and 8.1).
         """
-        self._core.native("EndConfiguration")
-        self._core.check(_wait(self._end_configuration), "EndConfiguration")
-
-    def _end_configuration(self):
-        cdef IServerVirtualDeviceSet2 *p = self._core.set
-        cdef HRESULT hr
-        with nogil:
-            hr = p.lpVtbl.EndConfiguration(p)
-        return hr
+        cdef ServerCore core = self._core
+        core.native("EndConfiguration")
+        core.check(wait(lambda: core.end_configuration()), "EndConfiguration")
 
     def open_device(self, str name not None):
         """Open the next device and give it its name.
@@ -856,7 +605,7 @@ cdef class ServerDeviceSet:
 
         Wraps: IServerVirtualDeviceSet2::OpenDevice (section 5.3).
         """
-        cdef _Core core = self._core
+        cdef ServerCore core = self._core
         cdef IServerVirtualDeviceSet2 *p = core.native("OpenDevice")
         cdef ServerDevice device = ServerDevice.__new__(ServerDevice)
         cdef IServerVirtualDevice *p_device = NULL
@@ -896,7 +645,7 @@ cdef class ServerDeviceSet:
 
         Wraps: IServerVirtualDeviceSet2::AllocateBuffer (section 5.3).
         """
-        cdef _Core core = self._core
+        cdef ServerCore core = self._core
         cdef IServerVirtualDeviceSet2 *p = core.native("AllocateBuffer")
         cdef ServerBuffer buffer = ServerBuffer.__new__(ServerBuffer)
         cdef DWORD c_size = size, c_alignment = alignment
@@ -924,7 +673,7 @@ cdef class ServerDeviceSet:
 
         Wraps: IServerVirtualDeviceSet2::FreeBuffer (section 5.3).
         """
-        cdef _Core core = self._core
+        cdef ServerCore core = self._core
         cdef IServerVirtualDeviceSet2 *p = core.native("FreeBuffer")
         cdef BYTE *data = buffer._data
         cdef DWORD size = buffer._size
@@ -982,12 +731,10 @@ cdef class ServerDeviceSet:
 
         Wraps: IServerVirtualDeviceSet2::ExecuteCompletionAgent (section 5.3).
         """
-        cdef _Core core = self._core
+        cdef ServerCore core = self._core
         core.native("ExecuteCompletionAgent")
-        if core.agent_ident != threading.get_ident():
-            while (core.agent or core.starting) and core.state() == VDI_STATE_ABORT:
-                core.idle.wait(_SLICE_SECONDS)
-        hr = _wait(core.run_agent)
+        core.await_aborted_agent()
+        hr = wait(lambda: core.run_agent(False))
         if hr != VD_E_BUSY:
             core.raise_failure()
         core.check(hr, "ExecuteCompletionAgent")
@@ -1028,7 +775,7 @@ cdef class ServerDeviceSet:
 
         Wraps: IServerVirtualDeviceSet2::Close (section 5.3).
         """
-        cdef _Core core = self._core
+        cdef ServerCore core = self._core
         if core.closing and core.forks == fork_generation:
             return
         core.native("Close")
@@ -1037,7 +784,7 @@ cdef class ServerDeviceSet:
                 f"{core.exports} views of buffers live: release or delete them before closing the set"
             )
         core.closing = True
-        hr = _wait(core.close)
+        hr = wait(lambda: core.close())
         core.raise_failure()
         core.check(hr, "Close")
 

@@ -1,0 +1,12 @@
+"""The native set of the server half. Private; see _server.pxd."""
+
+from collections.abc import Callable
+from typing import TypeVar, final
+
+_T = TypeVar("_T")
+
+@final
+class ServerCore: ...
+
+def start_agent(core: ServerCore, name: str) -> None: ...
+def wait(call: Callable[[], _T]) -> _T: ...
