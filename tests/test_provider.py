@@ -6,6 +6,7 @@ VDI_EXT_SANITIZE chooses the flavour (none, address, undefined, thread) in which
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -81,8 +82,11 @@ def test_the_library_needs_no_python_and_no_cxx_runtime() -> None:
     assert needed and not any("python" in line or "stdc++" in line for line in needed)
 
 
-def test_clang_builds_it_and_the_tables_hold(tmp_path_factory: pytest.TempPathFactory) -> None:
-    Programs(tmp_path_factory.mktemp("clang"), "none", "clang", "clang++").check("state_table")
+# Where clang is installed, which it is where CI runs.
+if shutil.which("clang") or os.environ.get("CI") == "true":
+
+    def test_clang_builds_it_and_the_tables_hold(tmp_path_factory: pytest.TempPathFactory) -> None:
+        Programs(tmp_path_factory.mktemp("clang"), "none", "clang", "clang++").check("state_table")
 
 
 # --- C++ programs that link -lsqlvdi, in processes without Python ---
