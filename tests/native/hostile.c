@@ -22,9 +22,9 @@
 typedef struct Board {
     Name name;
     uint64_t seed;
-    int intensity;
+    int intensity, column; /* words at a time; the one of a line that is written to, or -1 */
     sem_t created, configured, joined;
-    _Atomic int commands, over, hits;
+    _Atomic int commands, over, hits, corrupt;
 } Board;
 static Board *board;
 
@@ -36,6 +36,20 @@ static int typed(HRESULT hr)
     printf("FAIL a victim gets %08x\n", (unsigned)hr);
     g_failures++;
     return 0;
+}
+
+/* Leaves what is queued where it is until something was written into it, or for a moment. */
+static void linger(void)
+{
+    int before = board->hits;
+    for (int i = 0; i < 100 && board->hits == before && !board->over; i++)
+        sched_yield();
+}
+
+static void linger_in_callback(Sent *sent)
+{
+    (void)sent;
+    linger();
 }
 
 static int wait_briefly(sem_t *sem, unsigned ms)
@@ -88,7 +102,7 @@ static void victim_server(void)
         }
     }
     pthread_create(&agent, NULL, victim_agent, NULL);
-    for (int n = 0; running && n < 4000; n++)
+    for (int n = 0; running && n < 1200; n++)
         for (unsigned i = 0; running && i < DEVICES; i++) {
             Sent *s = &sent[i][n % DEPTH];
             BYTE *buffer = buffers[i][n % DEPTH];
@@ -109,6 +123,7 @@ static void victim_server(void)
             }
             sent_init(s, n % 7 == 6 ? VDC_Flush : n % 2 ? VDC_Read : VDC_Write, n % 7 == 6 ? NULL : buffer,
                       n % 7 == 6 ? 0 : SIZE);
+            s->then = linger_in_callback;
             sends[i][n % DEPTH]++;
             HRESULT hr = send_it(devices[i], s);
             running = typed(hr) && hr == NOERROR;
@@ -164,6 +179,7 @@ static void *victim_device(void *argument)
         quiet = 0;
         VDC_Command copy = *command;
         board->commands++;
+        linger();
         if (copy.buffer) {
             VdiBufferInfo info, actual;
             BYTE *mapped = NULL;
@@ -212,8 +228,8 @@ static void victim_primary(void)
         pthread_join(threads[i], NULL);
     for (int i = 0; i < 20; i++) {
         typed(V(client, GetConfiguration, 0, &cfg));
-        VdiAbortInfo info = abort_info(client);
-        (void)info;
+        if (abort_info(client).cause == VDI_ABORT_CORRUPT)
+            board->corrupt = 1;
     }
     typed(V(client, SignalAbort));
     typed(V(client, Close));
@@ -244,47 +260,75 @@ static Area control_memory(void)
     return best;
 }
 
+/* Where to write, without knowing the layout: words that have changed since the last look are the fronts of queues and
+ * the counters, and what stands beside them belongs to the same entries. Only pages that were ever in use are looked
+ * at, and the next ones. */
+enum { PAGE = 1024, MOST_CHANGED = 4096 }; /* words */
+
+__attribute__((no_sanitize("address", "undefined"))) static size_t look(Area area, uint32_t *before, uint8_t *used,
+                                                                        uint32_t *changed, int whole)
+{
+    volatile uint32_t *words = (volatile uint32_t *)area.start;
+    size_t pages = area.size / 4 / PAGE, count = 0;
+    for (size_t page = 0; page < pages; page++) {
+        if (!whole && !used[page] && !(page && used[page - 1]))
+            continue;
+        for (size_t i = page * PAGE; i < (page + 1) * PAGE; i++) {
+            uint32_t word = words[i];
+            if (word == before[i])
+                continue;
+            before[i] = word;
+            used[page] = 1;
+            if (count < MOST_CHANGED)
+                changed[count++] = (uint32_t)i;
+        }
+    }
+    return count;
+}
+
 __attribute__((no_sanitize("address", "undefined"))) static void scribble(Area area)
 {
-    enum { MOST = 1 << 16 };
-    static uint32_t hot[MOST]; /* words in use */
-    uint64_t random = board->seed;
     static const uint64_t extremes[] = {0, 1, 2, 0x7F, 0xFF, 0xFFF, 0x1000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF,
                                         0x100000000, 0x7FFFFFFFFFFFFFFF, 0x8000000000000000, UINT64_MAX, 4096, 4032};
+    static uint32_t changed[MOST_CHANGED];
+    uint64_t random = board->seed;
+    size_t words_in_all = area.size / 4;
+    uint32_t *before = calloc(words_in_all, 4);
+    uint8_t *used = calloc(words_in_all / PAGE, 1);
+    volatile uint32_t *words = (volatile uint32_t *)area.start;
+    look(area, before, used, changed, 1);
     while (!board->over && board->commands < 50)
         sched_yield();
+    look(area, before, used, changed, 1);
     while (!board->over) {
-        size_t count = 0;
-        volatile uint32_t *words = (volatile uint32_t *)area.start;
-        for (size_t i = 0; i < area.size / 4 && count < MOST; i++)
-            if (words[i])
-                hot[count++] = (uint32_t)i;
-        if (!count)
-            return;
+        size_t count = look(area, before, used, changed, 0);
+        if (!count) {
+            sched_yield();
+            continue;
+        }
         int writes = board->intensity ? board->intensity : 1;
         for (int i = 0; i < writes && !board->over; i++) {
-            size_t at = hot[next_random(&random) % count];
-            uint64_t kind = next_random(&random) % 12;
-            if (kind == 0)
-                at = next_random(&random) % 16384; /* the head, hot or not */
-            else if (kind == 1)
-                at = (at + next_random(&random) % 64) % (area.size / 4 - 2);
-            if (at > area.size / 4 - 2)
-                continue;
+            size_t at = changed[next_random(&random) % count];
+            if (board->column >= 0)
+                at = at / 16 * 16 + (size_t)board->column;
+            else if (next_random(&random) % 2)
+                at = at / 16 * 16 + next_random(&random) % 16; /* the same line */
+            else if (next_random(&random) % 16 == 0)
+                at = next_random(&random) % 16384; /* the head */
+            at %= words_in_all - 2;
             volatile uint64_t *wide = (volatile uint64_t *)(area.start + at * 4 / 8 * 8);
             switch (next_random(&random) % 6) {
             case 0: words[at] = (uint32_t)next_random(&random); break;
             case 1: words[at] = (uint32_t)extremes[next_random(&random) % 16]; break;
             case 2: *wide = extremes[next_random(&random) % 16]; break;
             case 3: words[at] += next_random(&random) % 2 ? 1 : -1u; break;
-            case 4: words[at] = words[hot[next_random(&random) % count]]; break;
+            case 4: words[at] = words[changed[next_random(&random) % count]]; break;
             default: words[at] ^= 1u << next_random(&random) % 32;
             }
             board->hits++;
         }
-        if (!board->intensity)
-            return; /* a single word */
-        sched_yield();
+        if (!board->intensity && board->hits >= 20)
+            return; /* a few words, one at a time */
     }
 }
 
@@ -336,13 +380,14 @@ static long number_from(const char *variable, long otherwise)
 
 static void fuzz(void)
 {
-    static const int intensities[] = {0, 3, 50, 1000, 0, 10, 200, 0};
-    long rounds = number_from("VDI_FUZZ_ROUNDS", 24), seed = number_from("VDI_FUZZ_SEED", 1), hits = 0;
+    static const int intensities[] = {0, 1, 2, 20, 0, 5, 200, 1};
+    long rounds = number_from("VDI_FUZZ_ROUNDS", 24), seed = number_from("VDI_FUZZ_SEED", 1), hits = 0, corrupt = 0, commands = 0;
     for (long round = 0; round < rounds; round++) {
         int status[3] = {-1, -1, -1};
         new_board();
         board->seed = (uint64_t)(seed * 1000003 + round);
         board->intensity = intensities[round % 8];
+        board->column = round % 24 < 16 ? (int)(round % 24) : -1; /* field by field, and then anything */
         pid_t pids[3];
         watchdog("fuzz", 60);
         pids[0] = start(victim_primary, "victim_primary");
@@ -355,13 +400,16 @@ static void fuzz(void)
         for (int i = 0; i < 3; i++)
             waitpid(pids[i], &status[i], 0);
         hits += board->hits;
+        commands += board->commands;
+        corrupt += board->corrupt;
         if (!CHECK(status[0] == 0) | !CHECK(status[1] == 0))
             printf("     round %ld of seed %ld: primary %x, server %x, scribbler %x\n", round, seed, status[0], status[1],
                    status[2]);
         CHECK(status[2] == 0);
     }
-    printf("     %ld writes in %ld rounds\n", hits, rounds);
-    CHECK(hits > 0);
+    printf("     %ld writes and %ld commands in %ld rounds; nonsense was noticed in %ld\n", hits, commands, rounds,
+           corrupt);
+    CHECK(hits > 0 && corrupt > 0);
 }
 
 /* --- memory that is taken away --- */
