@@ -2,8 +2,7 @@
 
 Argument: a JSON object with ``run`` ("backup", "restore" or "cli"), its ``args`` and ``kwargs``, and ``hold``: a list
 of phases, among them "mapped" for the first Write of a backup and "transferring" for its third. In each it says
-{"held": ...} on standard output, once, and goes on after a line on standard input. At the end it says how the job
-ended.
+{"held": ...} on standard output, once, and goes on after a line on standard input. At the end it says how it ended.
 """
 
 import json

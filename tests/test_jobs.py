@@ -338,8 +338,10 @@ def test_a_prepared_set_restores_and_a_failed_one_does_not(tmp_path: Path, files
 
 def test_the_provider_is_the_users_choice(tmp_path: Path, files: list[Path]) -> None:
     there_and_back(files, tmp_path, provider="embedded")
-    with pytest.raises((VDError, OSError)):
+    with pytest.raises(ArgumentError, match="can not be loaded"):
         backup(address(files), tmp_path / "other", devices=3, provider="/does/not/exist.so")
+    with pytest.raises((VDError, ArgumentError)):
+        backup(address(files), tmp_path / "other", devices=3, provider="system")
     assert not (tmp_path / "other").exists() and not (tmp_path / "other.partial").exists()
 
 

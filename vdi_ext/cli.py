@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -66,6 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
         The exit code; see ``vdi-ext --help``.
     """
     options = _parser().parse_args(arguments)
+    logging.getLogger("vdi_ext").addHandler(logging.NullHandler())  # the stand-in's error log is not for this terminal
     try:
         with _signals():
             return options.run(options)

@@ -13,7 +13,7 @@ from ..constants import CommandCode, CompletionCode
 from ..errors import VDAbortError
 from ..storage import SetWriter, StorageError, StripeWriter
 from .addresses import describe_source
-from .common import Result, checked_devices, completion_for, statement_text, tool_version
+from .common import Result, checked_devices, chosen_provider, completion_for, statement_text, tool_version
 from .events import Progress, Reporter
 from .job import Job
 from .statements import Statement, submit
@@ -97,7 +97,7 @@ def backup(
         "FORMAT": format,
         "STATS": stats,
     }
-    provider = "embedded" if provider is None else provider  # the stand-in's
+    library = chosen_provider(provider)
     reporter = Reporter("backup", progress, described.size)
     writer = SetWriter(
         os.fspath(target), count, expected_size=described.size or 0, database=name, source=source,
@@ -107,7 +107,7 @@ def backup(
 
     def start(names: list[str]) -> Statement:
         writer.manifest.statement = statement_text("BACKUP", name, names, options)
-        return submit(writer.manifest.statement, name, source, provider, own_process, job.hear)
+        return submit(writer.manifest.statement, name, source, library, own_process, job.hear)
 
     def serve(job: Job, device: VirtualDevice, number: int) -> None:
         stores[number - 1].serve(job, device)
@@ -115,13 +115,13 @@ def backup(
     def configured(config: DeviceSetConfig) -> None:
         writer.configure({**asdict(config), "features": int(config.features)})
 
-    job = Job(reporter, count, serve, provider=provider, request_complete=request_complete)
+    job = Job(reporter, count, serve, provider=library, request_complete=request_complete)
     try:
         job.run(start, configured)
+        reporter.phase("publishing")
     except BaseException as error:
         _settle_outcome(job, writer, error)
         raise
-    reporter.phase("publishing")
     path = _confirm(job, writer)
     reporter.phase("done")
     return Result(path, writer.manifest.size, count, time.monotonic() - begun, tuple(job.statement.messages))
@@ -136,7 +136,11 @@ def _confirm(job: Job, writer: SetWriter) -> str:
     except OSError as error:
         writer.leave()
         raise StorageError(f"{writer.partial}: {error.strerror}: the BACKUP succeeded, the set did not") from error
-    return writer.confirm(job.statement.messages)
+    try:
+        return writer.confirm(job.statement.messages)
+    except KeyboardInterrupt as error:
+        error.add_note(f"the statement had succeeded: look for {writer.path} and {writer.partial} (vdi-ext recover)")
+        raise
 
 
 def _settle_outcome(job: Job, writer: SetWriter, error: BaseException) -> None:

@@ -5,7 +5,9 @@ import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from .._core.provider import Provider
 from ..constants import CompletionCode
+from ..errors import VDError
 
 MAX_DEVICES = 64
 
@@ -61,6 +63,27 @@ def checked_devices(devices: int) -> int:
     if isinstance(devices, bool) or not isinstance(devices, int) or not 1 <= devices <= MAX_DEVICES:
         raise ArgumentError(f"devices must be a number from 1 to {MAX_DEVICES}, not {devices!r}")
     return devices
+
+
+def chosen_provider(provider: object) -> Provider:
+    """The library that both sides of a job use: None is the stand-in's, which is the embedded one.
+
+    Raises
+    ------
+    ArgumentError
+        It can not be loaded.
+    VDNotSupportedError
+        It can be, but is of no use here.
+    """
+    if provider is None or isinstance(provider, Provider):
+        return provider or Provider.embedded()
+    named = {"embedded": Provider.embedded, "system": Provider.system}.get(str(provider))
+    try:
+        return named() if named else Provider.load(provider)
+    except VDError:
+        raise  # some of them are an OSError too
+    except OSError as error:
+        raise ArgumentError(f"the provider {str(provider)!r} can not be loaded: {error}") from error
 
 
 def statement_text(verb: str, database: str, devices: list[str], options: Mapping[str, object]) -> str:

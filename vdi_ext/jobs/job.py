@@ -188,7 +188,8 @@ class Job:
 
     def _join(self) -> None:
         for thread in self._threads:
-            thread.join(_PATIENCE)
+            if thread.ident is not None:  # a signal may have come between its making and its start
+                thread.join(_PATIENCE)
 
     def _explained(self, error: VDAbortError) -> BaseException:
         """The server's own words for an abort, where it had any."""

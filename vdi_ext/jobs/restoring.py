@@ -9,7 +9,7 @@ from .._core.device import VirtualDevice
 from ..constants import CommandCode, CompletionCode
 from ..storage import StorageError, StoredSet, StripeReader, VerificationError
 from .addresses import describe_target
-from .common import ArgumentError, Result, statement_text
+from .common import ArgumentError, Result, chosen_provider, statement_text
 from .events import Progress, Reporter
 from .job import Job
 from .statements import Statement, submit
@@ -77,7 +77,7 @@ def restore(
     described.check_devices(count)
     name = database or described.database
     stored.check_presence()
-    provider = "embedded" if provider is None else provider  # the stand-in's
+    library = chosen_provider(provider)
     reporter = Reporter("restore", progress, stored.manifest.size)
     if verify_first:
         reporter.phase("verifying")
@@ -101,12 +101,12 @@ def restore(
 
         def start(names: list[str]) -> Statement:
             text = statement_text("RESTORE", name, names, options)
-            return submit(text, name, target, provider, own_process, job.hear, described.write)
+            return submit(text, name, target, library, own_process, job.hear, described.write)
 
         def serve(job: Job, device: VirtualDevice, number: int) -> None:
             _serve(job, device, readers[number - 1], reporter)
 
-        job = Job(reporter, count, serve, provider=provider, request_complete=request_complete)
+        job = Job(reporter, count, serve, provider=library, request_complete=request_complete)
         job.run(start, lambda config: None)
     reporter.phase("done")
     return Result(stored.path, stored.manifest.size, count, time.monotonic() - begun, tuple(job.statement.messages))

@@ -11,6 +11,8 @@ import tempfile
 import threading
 from collections.abc import Callable
 
+from .._core.provider import Provider
+
 _STOP_TIMEOUT = 5.0  # seconds that a server which was told to end may take
 
 OnMessage = Callable[[str], None]
@@ -207,7 +209,7 @@ class ProcessStatement(Statement):
 
 
 def submit(
-    text: str, database: str, address: str, provider: object, own_process: bool, heard: OnMessage, write: bool = False
+    text: str, database: str, address: str, provider: Provider, own_process: bool, heard: OnMessage, write: bool = False
 ) -> Statement:
     """Start a statement.
 
@@ -217,7 +219,7 @@ def submit(
         The statement.
     database, address : str
         What the name in the statement stands for.
-    provider : Provider, str or path
+    provider : Provider
         The client's.
     own_process : bool
         Run the stand-in in a process of its own.
@@ -226,6 +228,5 @@ def submit(
     write : bool
         A replay is to write its files instead of comparing with them.
     """
-    library = str(getattr(provider, "path", provider))
-    order = {"sql": text, "database": database, "address": address, "provider": library, "write": write}
+    order = {"sql": text, "database": database, "address": address, "provider": provider.path, "write": write}
     return (ProcessStatement if own_process else ThreadStatement)(order, heard)
