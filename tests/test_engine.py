@@ -297,6 +297,22 @@ def test_sqlite_there_and_back(tmp_path: Path) -> None:
     assert restore_failure(Engine({"db": Synthetic(1 << 20)}), streams).number == 3183
 
 
+def test_a_client_that_gives_up_ends_the_wait_for_a_locked_database(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("CREATE TABLE t(a)")
+        db.execute("BEGIN EXCLUSIVE")
+
+        def loop(number: int, device: VirtualDevice) -> None:
+            one.abort()  # configured and open: the server waits for the lock
+
+        with client(1, Recorder(1), loop=loop) as one, pytest.raises(SqlError) as info:
+            Engine({"db": Sqlite(str(path))}).execute(f"BACKUP DATABASE db TO {one.clauses}")
+    assert numbers(info.value.messages) == [3202, 3013]
+    assert isinstance(info.value.__cause__, VDAbortError)
+    assert os.listdir(tmp_path) == ["a.db"]
+
+
 def test_an_independent_program_counts_a_striped_backup(shared: Path, tmp_path: Path) -> None:
     """The streams as they came through the devices; sums over the families follow from the parameters."""
     engine = Engine({"db": Synthetic(10_000_000)})

@@ -32,7 +32,7 @@ class DatabaseError(Exception):
         self.number = number
 
 
-class PageDamage(Exception):  # noqa: N818 - a finding, turned into message 3183
+class PageDamage(Exception):  # a finding, turned into message 3183
     """A page of the stream is not what it ought to be."""
 
     def __init__(self, page_id: int, what: str) -> None:

@@ -46,6 +46,7 @@ DEFAULT_BLOCK_SIZE = 512
 DEFAULT_TRANSFER_SIZE = 1 << 20
 DEFAULT_BUFFERS = 4  # at least; two for each of many devices
 ALIGNMENT = 4096  # bytes; what O_DIRECT wants
+MOST_PAGES = 0xFFFFFFF8  # that 32 bits can number, in whole extents
 LSNS = ((1, 1, 1), (1, 2, 1))  # no database here has a log
 
 # Pipe-like and disk-like devices; what the other bits offer is never asked for.
@@ -88,7 +89,7 @@ class Result:
     seconds: float
 
 
-class _Failure(Exception):  # noqa: N818 - messages for the driver on their way out
+class _Failure(Exception):  # messages for the driver on their way out
     def __init__(self, cause: BaseException | None, *messages: Message) -> None:
         super().__init__(*messages)
         self.messages = messages
@@ -473,8 +474,8 @@ class _RestorePlan:
     def _begin(self, info: FamilyInfo) -> None:
         if self._statement.checksum and not info.checksum:
             raise DatabaseError(3187)
-        if info.pages == 0 or info.pages % EXTENT_PAGES:
-            raise MtfError(f"the backup announces {info.pages} pages, which are no whole extents")
+        if not 0 < info.pages <= MOST_PAGES or info.pages % EXTENT_PAGES:
+            raise MtfError(f"the backup announces {info.pages} pages, which are no whole extents or too many")
         self._first = info
         self.pages = info.pages
         self.files = tuple((name, pages) for _, name, pages in info.files)

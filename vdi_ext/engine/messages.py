@@ -32,9 +32,7 @@ _TEXTS = {
     3057: (16, "Invalid device name. The length of the device name provided exceeds supported limit (maximum length "
                "is:{}). Reissue the BACKUP statement with a valid device name."),
     3101: (16, "Exclusive access could not be obtained because the database is in use."),
-    3119: (16, "Problems were identified while planning for the RESTORE statement. Previous messages provide details."),
     3132: (16, "The media set has {} media families but only {} are provided. All members must be provided."),
-    3154: (16, "The backup set holds a backup of a database other than the existing '{}' database."),
     3159: (16, 'The tail of the log for the database "{}" has not been backed up. Use BACKUP LOG WITH NORECOVERY to '
                "backup the log if it contains work you do not want to lose. Use the WITH REPLACE or WITH STOPAT clause "
                "of the RESTORE statement to just overwrite the contents of the log."),

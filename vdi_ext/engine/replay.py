@@ -14,7 +14,7 @@ from .database import DatabaseError
 Bytes = npt.NDArray[np.uint8]
 
 
-class ReplayDifference(Exception):  # noqa: N818 - a finding, turned into message 3189
+class ReplayDifference(Exception):  # a finding, turned into message 3189
     """What came back is not what the file holds."""
 
 

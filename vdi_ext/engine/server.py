@@ -64,6 +64,7 @@ class Engine:
         self._lock = threading.Lock()
         self._running: set[Execution] = set()
         self._users: dict[str, int] = {}  # backups of a database that run; -1: a restore
+        log.info("%s", BANNER)
 
     def execute(self, sql: str, on_message: OnMessage | None = None) -> Result:
         """Execute one statement in this thread.

@@ -210,6 +210,12 @@ class SqliteTarget:
             if self._old is not None:
                 self._old.before_rename()
             os.rename(self._path + _SUFFIX, self._path)
+            # At once: closing a descriptor drops the POSIX locks that this process takes on the file meanwhile.
+            os.close(self._fd)
+            self._fd = -1
+            if self._old is not None:
+                self._old.close()
+                self._old = None
             directory = os.open(os.path.dirname(os.path.abspath(self._path)), os.O_RDONLY | os.O_DIRECTORY)
             try:
                 os.fsync(directory)
@@ -217,10 +223,6 @@ class SqliteTarget:
                 os.close(directory)
         except OSError as error:
             raise DatabaseError(3271, self._path, str(error)) from error
-        if self._old is not None:
-            self._old.close()
-        os.close(self._fd)
-        self._fd = -1
 
     def abandon(self) -> None:
         if self._old is not None:
@@ -345,6 +347,10 @@ def _open_alone(path: str) -> int:
         os.close(fd)
 
 
+class _InUse(Exception):  # what SQLite says by the journal mode that it keeps
+    pass
+
+
 class _LockedDatabase:
     """The old database: locked against everybody else while the new one is made."""
 
@@ -358,11 +364,16 @@ class _LockedDatabase:
             self._was_wal = self._connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
             # Without WAL nothing lies beside the file that could later be taken for the new database's.
             if self._connection.execute("PRAGMA journal_mode=DELETE").fetchone()[0] != "delete":
-                raise sqlite3.OperationalError("in use")
+                raise _InUse
             self._connection.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError as error:
+        except _InUse as error:
             self._connection.close()
             raise DatabaseError(3101) from error
+        except sqlite3.OperationalError as error:
+            self._connection.close()
+            if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise DatabaseError(3101) from error
+            raise DatabaseError(3271, path, str(error)) from error
         except sqlite3.DatabaseError:  # not a database, or beyond repair: nothing that could be in use
             self._broken = True
 

@@ -110,6 +110,7 @@ def quote_string(text: str) -> str:
 
 _SPACE = re.compile(r"[\s\ufeff]+")
 _LINE_COMMENT = re.compile(r"--[^\n]*")
+_COMMENT_MARK = re.compile(r"/\*|\*/")
 _WORD = re.compile(r"[^\W\d][\w@#$]*|#[\w@#$]*")
 _VARIABLE = re.compile(r"@[\w@#$]*")
 _NUMBER = re.compile(r"\d+(?:\.\d*)?(?:[eE][+-]?\d+)?")
@@ -141,10 +142,10 @@ def tokenize(sql: str) -> list[Token]:
 def _end_of_comment(sql: str, place: int) -> int:
     """Comments nest."""
     depth = 0
-    for match in re.finditer(r"/\*|\*/", sql[place:]):
+    for match in _COMMENT_MARK.finditer(sql, place):
         depth += 1 if match[0] == "/*" else -1
         if not depth:
-            return place + match.end()
+            return match.end()
     raise _failure(message(113))
 
 
