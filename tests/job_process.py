@@ -2,16 +2,18 @@
 
 Argument: a JSON object with ``run`` ("backup", "restore" or "cli"), its ``args`` and ``kwargs``, and ``hold``: a list
 of phases, among them "mapped" for the first Write of a backup and "transferring" for its third. In each it says
-{"held": ...} on standard output, once, and goes on after a line on standard input. At the end it says how it ended.
+{"held": ...} on standard output, once, and goes on after a line on standard input. At the end it says how it ended,
+and with ``measure`` how much memory it and its children have used at most, in bytes.
 """
 
 import json
 import os
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
+from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 
 import vdi_ext
 from vdi_ext import cli
@@ -27,7 +29,11 @@ def say(**said: object) -> None:
 
 
 def children() -> list[int]:
-    return [int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
+    found = []
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError):  # the thread has ended
+            found += map(int, (task / "children").read_text().split())
+    return found
 
 
 def hold(where: str, **more: object) -> None:
@@ -70,6 +76,8 @@ def main() -> int:
     except Exception as error:
         say(ended=type(error).__name__, message=str(error), notes=getattr(error, "__notes__", []))
         return 1
+    if "measure" in order:
+        say(own=getrusage(RUSAGE_SELF).ru_maxrss * 1024, children=getrusage(RUSAGE_CHILDREN).ru_maxrss * 1024)
     say(ended="well")
     return 0
 

@@ -52,13 +52,13 @@ class Peer:
         except BrokenPipeError:
             pass  # the one that was killed
 
-    def hear(self) -> dict | None:
+    def hear(self, timeout: float = BOUND) -> dict | None:
         """The next line; None when it has ended."""
-        deadline = time.monotonic() + BOUND
+        deadline = time.monotonic() + timeout
         while b"\n" not in self._buffer:
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([self.process.stdout], [], [], left)[0]:
-                pytest.fail(f"{self.process.args[1]} said nothing for {BOUND} s")
+                pytest.fail(f"{self.process.args[1]} said nothing for {timeout} s")
             piece = os.read(self.process.stdout.fileno(), 65536)
             if not piece:
                 return None
