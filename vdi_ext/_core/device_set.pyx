@@ -384,10 +384,9 @@ cdef class VirtualDeviceSet:
             return
         if ref is None or not ref.is_open or ref.generation != fork_generation:
             return
-        if not ref.closing:
-            hr = _abort(ref, _why(exc_type, exc))
-            if hr < 0 and exc is not None:
-                exc.add_note(f"the set could not be aborted: {ref.error(hr, 'SignalAbort')}")
+        hr = _abort(ref, _why(exc_type, exc))
+        if hr < 0 and exc is not None:
+            exc.add_note(f"the set could not be aborted: {ref.error(hr, 'SignalAbort')}")
         ref.closing = True
         ref.deferred = True
         ref.settle()
