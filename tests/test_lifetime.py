@@ -40,8 +40,8 @@ def drop(both: Pair, things: dict[str, object], order: tuple[str, ...], check: C
         warnings.simplefilter("ignore", ResourceWarning)  # dropped open, as this test wants it
         for name in order:
             del things[name]
-            gc.collect()
             check()
+        gc.collect(0)
     assert things == {}
 
 
