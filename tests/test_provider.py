@@ -44,6 +44,10 @@ def test_death_of_each_process(programs: Programs) -> None:
     programs.check("death")
 
 
+def test_several_processes_that_behave(programs: Programs) -> None:
+    programs.check("processes")
+
+
 @pytest.mark.parametrize(
     "attack", ["name_is_taken", "nothing_shrinks", "unsealed_memory", "strangers_knock", "other_users", "fuzz"]
 )

@@ -138,23 +138,19 @@ static void victim_server(void)
     _exit(g_failures ? 1 : 0);
 }
 
-static void touch(BYTE *buffer, DWORD size)
+/* What is handed out lies in the shared memory, whatever the scribbler made of address and size; it need not be the
+ * right buffer, nor one buffer only, so what the provider poisons there is no criterion. */
+__attribute__((no_sanitize("address"))) static void touch(BYTE *buffer, DWORD size, int write)
 {
-    volatile BYTE sum = 0;
-    for (DWORD at = 0; at < size; at += 64)
-        sum += buffer[at];
-    if (size)
-        sum += buffer[size - 1];
-}
-
-/* What a handle maps lies in the shared memory, whatever the scribbler made of its size; it need not be the buffer. */
-__attribute__((no_sanitize("address"))) static void touch_mapped(const BYTE *buffer, DWORD size)
-{
-    volatile BYTE sum = 0;
-    for (DWORD at = 0; at < size; at += 64)
-        sum += buffer[at];
-    if (size)
-        sum += buffer[size - 1];
+    for (DWORD at = 0; size; at = at + 64 < size ? at + 64 : size - 1) {
+        volatile BYTE *byte = buffer + at;
+        if (write)
+            *byte = 2;
+        else
+            (void)*byte;
+        if (at == size - 1)
+            break;
+    }
 }
 
 static void *victim_device(void *argument)
@@ -185,18 +181,16 @@ static void *victim_device(void *argument)
             BYTE *mapped = NULL;
             DWORD handle = 0;
             CHECK(copy.size <= 64 * MIB);
-            touch(copy.buffer, copy.size);
-            memset(copy.buffer - PREFIX, 1, PREFIX);
-            if (copy.commandCode == VDC_Read)
-                memset(copy.buffer, 2, copy.size);
+            touch(copy.buffer, copy.size, copy.commandCode == VDC_Read);
+            touch(copy.buffer - PREFIX, PREFIX, 1);
             typed(V(client, GetBufferHandle, copy.buffer, &handle));
             if (V(client, MapBufferHandle, handle, &mapped) == NOERROR && mapped)
-                touch_mapped(mapped, 1);
+                touch(mapped, 1, 0);
             typed(V(client, MapBufferHandle, (DWORD)next_random(&random), &mapped));
             memset(&info, 0, sizeof info);
             typed(V(x, DescribeBuffer, copy.buffer, &info));
             if (V(x, MapBuffer, &info, &mapped, &actual) == NOERROR)
-                touch_mapped(mapped, actual.size);
+                touch(mapped, actual.size, 0);
             typed(V(x, CheckBuffer, &info));
         }
         CHECK(copy.commandCode == command->commandCode && copy.size == command->size && copy.buffer == command->buffer);
