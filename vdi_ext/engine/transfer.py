@@ -194,8 +194,8 @@ class Transfer:
         VDAbortError
             The set was aborted.
         """
-        for lane in self._lanes:
-            lane.todo.extend(last)
+        for each in self._lanes:
+            each.todo.extend(last)
         while True:
             self._send_writes(producer)
             if all(lane.done for lane in self._lanes):

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from .._core.command import Command
 from .._core.device import VirtualDevice
 from .._core.device_set import VirtualDeviceSet
+from .._core.provider import Provider
 from ..config import DeviceSetConfig
 from ..constants import CommandCode, CompletionCode
 from ..errors import VDAbortError
@@ -26,7 +27,7 @@ def backup(
     target: str | os.PathLike[str],
     *,
     devices: int | None = 1,
-    provider: object = None,
+    provider: Provider | str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     database: str | None = None,
     block_size: int | None = None,
@@ -179,7 +180,7 @@ class _Store:
 
     def _answer(self, job: Job, command: Command) -> None:
         if command.code is CommandCode.WRITE:
-            if self._inspect is not None and self._failed is None:
+            if self._inspect is not None and self._failed is None and job.device_set is not None:
                 self._inspect(job.device_set, self._stripe.number, command)
             count = self._store(command, lambda: self._stripe.write(command))
             if count is not None:

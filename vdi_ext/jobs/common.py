@@ -2,6 +2,7 @@
 
 import errno
 import importlib.metadata
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -65,7 +66,7 @@ def checked_devices(devices: int) -> int:
     return devices
 
 
-def chosen_provider(provider: object) -> Provider:
+def chosen_provider(provider: Provider | str | os.PathLike[str] | None) -> Provider:
     """The library that both sides of a job use: None is the stand-in's, which is the embedded one.
 
     Raises

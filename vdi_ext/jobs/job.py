@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from .._core.device import VirtualDevice
 from .._core.device_set import VirtualDeviceSet
+from .._core.provider import Provider
 from ..config import DeviceSetConfig
 from ..constants import Feature
 from ..errors import VDAbortError, VDError, VDTimeoutError
@@ -42,7 +43,7 @@ class Job:
         devices: int,
         serve: Callable[["Job", VirtualDevice, int], None],
         *,
-        provider: object = None,
+        provider: Provider | None = None,
         request_complete: bool = True,
     ) -> None:
         self.reporter = reporter

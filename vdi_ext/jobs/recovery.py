@@ -88,7 +88,7 @@ def _act(path: str, action: str, named: bool, reporter: Reporter) -> Unfinished:
                 return Unfinished(path, "removed", found.size)
     except SetInUseError:
         return Unfinished(path, "in use")
-    if action in ("verify", "publish") and found.state == "prepared":
+    if stored is not None and action in ("verify", "publish") and found.state == "prepared":
         return _verified(stored, action, reporter)
     return found
 

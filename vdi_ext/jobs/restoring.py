@@ -6,6 +6,7 @@ import time
 
 from .._core.command import Command
 from .._core.device import VirtualDevice
+from .._core.provider import Provider
 from ..constants import CommandCode, CompletionCode
 from ..storage import StorageError, StoredSet, StripeReader, VerificationError
 from .addresses import describe_target
@@ -19,7 +20,7 @@ def restore(
     source: str | os.PathLike[str],
     target: str,
     *,
-    provider: object = None,
+    provider: Provider | str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     verify_first: bool = False,
     database: str | None = None,

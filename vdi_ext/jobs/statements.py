@@ -97,6 +97,7 @@ class StandIn:
 
         database = database_at(order["address"])
         if order["write"]:  # a replay is compared with the files that are there, else written out
+            assert isinstance(database, Replay)
             database = Replay((), output=database.files)
         self._sql = order["sql"]
         self._engine = Engine({order["database"]: database}, provider=order["provider"])
