@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import subprocess
 import sys
@@ -18,6 +19,7 @@ SIZE = 65536
 WAIT = 20.0  # seconds; only a bound, nothing is expected to take that long
 
 
+@functools.lru_cache(256)
 def pattern(seed: int, size: int = SIZE) -> bytes:
     """Bytes that differ from buffer to buffer and within each."""
     return b"".join((seed * 0x9E3779B1 + i * 0x85EBCA77 & 0xFFFFFFFF).to_bytes(4, "little") for i in range(size // 4))
