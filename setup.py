@@ -50,7 +50,6 @@ MODULES = [
     "vdi_ext._core.buffer",
     "vdi_ext._server",
     "vdi_ext.server",
-    "vdi_ext.mtf._kernels",
 ]
 
 
@@ -87,8 +86,6 @@ class BuildExt(build_ext):
 
     def build_provider(self, target: Path) -> None:
         sources = sorted(PROVIDER.glob("src/*.c")) + sorted(PROVIDER.glob("src/*.cpp"))
-        if not sources:
-            return
         depends = [*sources, *PROVIDER.glob("src/*.h"), *INCLUDE.glob("*.h"), Path(__file__)]
         if not self.force and target.exists() and target.stat().st_mtime > max(d.stat().st_mtime for d in depends):
             return
@@ -124,7 +121,7 @@ class BuildExt(build_ext):
 
 setup(
     ext_modules=cythonize(
-        [extension(m) for m in MODULES if Path(m.replace(".", "/") + ".pyx").exists()],
+        [extension(module) for module in MODULES],
         nthreads=os.cpu_count() or 1,
         compiler_directives={
             "language_level": 3,
