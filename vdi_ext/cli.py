@@ -300,18 +300,21 @@ class _Bar:
 class _Lines:
     def __init__(self) -> None:
         self._last = 0.0
+        self._done = 0
 
     def __call__(self, event: jobs.ProgressEvent) -> None:
         if event.phase == "message":
             text = event.message
         elif event.phase in ("transferring", "verifying"):
-            if time.monotonic() - self._last < _REFRESH and event.bytes_done != event.bytes_total:
+            new = event.bytes_done != self._done
+            if not new or (time.monotonic() - self._last < _REFRESH and event.bytes_done != event.bytes_total):
                 return
+            self._done = event.bytes_done
             self._last = time.monotonic()
             text = f"{event.phase} {_bytes(event.bytes_done)}"
             if event.bytes_total and event.elapsed:
                 rate = event.bytes_done / event.elapsed
-                left = max(0, event.bytes_total - event.bytes_done) / rate if rate else 0
+                left = max(0, event.bytes_total - event.bytes_done) / rate
                 text += f" of {_bytes(event.bytes_total)}, {_bytes(rate)}/s, {left:.0f} s left"
         elif event.device is None:
             text = event.phase

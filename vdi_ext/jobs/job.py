@@ -5,6 +5,7 @@ does not, and neither does an abort.
 """
 
 import threading
+import time
 from collections.abc import Callable
 
 from .._core.device import VirtualDevice
@@ -31,8 +32,7 @@ class Job:
         Number of devices, 1 to 64.
     serve : callable
         ``serve(job, device, number)``: answers the commands of one device until it ends, on a thread of its own.
-    provider : optional
-        As for `VirtualDeviceSet.create`.
+    provider : Provider
     request_complete : bool
         Ask the server for a Complete command after the last Flush.
     """
@@ -43,7 +43,7 @@ class Job:
         devices: int,
         serve: Callable[["Job", VirtualDevice, int], None],
         *,
-        provider: Provider | None = None,
+        provider: Provider,
         request_complete: bool = True,
     ) -> None:
         self.reporter = reporter
@@ -143,7 +143,7 @@ class Job:
             self._wake.set()
 
     def _await_devices(self) -> None:
-        grace = 0.0
+        ended: float | None = None
         while any(thread.is_alive() for thread in self._threads):
             self._wake.wait(_POLL)
             self._wake.clear()
@@ -151,8 +151,8 @@ class Job:
             self._raise_failure()
             # The server closes its devices before its statement ends; a server that is gone can not.
             if self.statement.done:
-                grace += _POLL
-                if grace > _PATIENCE:
+                ended = ended or time.monotonic()
+                if time.monotonic() - ended > _PATIENCE:
                     self.statement.result()
                     raise SQLError(["the statement ended, but its devices were not closed"])
         self._raise_failure()

@@ -109,6 +109,8 @@ def restore(
 
         job = Job(reporter, count, serve, provider=library, request_complete=request_complete)
         job.run(start, lambda config: None)
+        for reader in readers:  # a server may stop at the end of the backup set, without reading what lies behind it
+            reader.finish()
     reporter.phase("done")
     return Result(stored.path, stored.manifest.size, count, time.monotonic() - begun, tuple(job.statement.messages))
 
@@ -127,8 +129,6 @@ def _serve(job: Job, device: VirtualDevice, reader: StripeReader, reporter: Repo
                 # Before the command is completed: nothing of it must look like data, or like their end.
                 job.device_set.signal_abort(str(error))
                 raise
-    # A server may stop at the end of the backup set without reading what lies behind it.
-    reader.finish()
 
 
 def _answer(command: Command, reader: StripeReader, reporter: Reporter) -> None:
