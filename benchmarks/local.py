@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ class Local:
         self.block, self.commands = block, commands
         self.lib = native.load(library)
         self.set = VirtualDeviceSet.create(config=DeviceSetConfig(device_count=3))
-        name, path = self.set.name.encode(), native.provider_path()
+        name, path = self.set.name.encode(), os.fsencode(native.embedded())
         self._server = native.good(self.lib.server_open(path, name, block, commands + 1))
         self.set.get_configuration(30)
         self.python = self.set.open_device()
@@ -104,12 +105,13 @@ class Fleet:
 
     DEVICES = 64
 
-    def __init__(self, library: Path, block: int, *, python: bool) -> None:
+    def __init__(self, library: Path, block: int, *, python: bool, provider: str | None = None) -> None:
+        provider = provider or native.embedded()
         self.block = block
         self.lib = native.load(library)
         self.peer = Peer(library, block)
-        self.set = VirtualDeviceSet.create(config=DeviceSetConfig(device_count=self.DEVICES))
-        self.peer.begin("open", self.set.name, block, self.DEVICES)
+        self.set = VirtualDeviceSet.create(config=DeviceSetConfig(device_count=self.DEVICES), provider=provider)
+        self.peer.begin("open", provider, self.set.name, block, self.DEVICES)
         self.set.get_configuration(30)
         self.peer.result()
         names = [self.set.name, *(f"{self.set.name}-{i}" for i in range(1, self.DEVICES))]
@@ -119,7 +121,7 @@ class Fleet:
             self.devices = [self.set.open_device(name) for name in names]
             self.pool = ThreadPoolExecutor(self.DEVICES)
         else:
-            self._joined = native.good(self.lib.client_join(native.provider_path(), self.set.name.encode()))
+            self._joined = native.good(self.lib.client_join(os.fsencode(provider), self.set.name.encode()))
             self.pointers = [native.good(self.lib.client_open(self._joined, name.encode())) for name in names]
 
     def close(self) -> None:

@@ -118,9 +118,9 @@ class _Operations:
         self.source = bytes(range(256)) * (block // 256)
         self.server = None
 
-    def open(self, name: str, block: int, buffers: int) -> None:
+    def open(self, provider: str, name: str, block: int, buffers: int) -> None:
         """Open and configure the set that the caller created."""
-        self.server = self.lib.server_open(native.provider_path(), name.encode(), block, buffers)
+        self.server = self.lib.server_open(os.fsencode(provider), name.encode(), block, buffers)
         if not self.server:
             raise RuntimeError("the server could not open the set")
 

@@ -84,18 +84,19 @@ class Stage:
     three see the same buffers at the same addresses.
     """
 
-    def __init__(self, library: Path, block: int, buffers: int) -> None:
+    def __init__(self, library: Path, block: int, buffers: int, provider: str | None = None) -> None:
         self.block = block
+        provider = provider or native.embedded()
         self.lib = native.load(library)
         self.read_all = self.lib.object_read_all  # the same loop as the client in C has
         self.peer = Peer(library, block)
         try:
-            self.set = VirtualDeviceSet.create(config=DeviceSetConfig(device_count=3))
-            self.peer.begin("open", self.set.name, block, buffers)
+            self.set = VirtualDeviceSet.create(config=DeviceSetConfig(device_count=3), provider=provider)
+            self.peer.begin("open", provider, self.set.name, block, buffers)
             self.set.get_configuration(30)
             self.peer.result()
             self.python = self.set.open_device()
-            self._joined = native.good(self.lib.client_join(native.provider_path(), self.set.name.encode()))
+            self._joined = native.good(self.lib.client_join(os.fsencode(provider), self.set.name.encode()))
             self.c, c_2 = (
                 native.good(self.lib.client_open(self._joined, f"{self.set.name}-{i}".encode())) for i in (1, 2)
             )
