@@ -33,6 +33,13 @@ static inline void pause_cpu(void) {
 #endif
 }
 
+/* Spinning is worth its while where the other side runs at the same time. Where it does not - the processors are busy, or
+ * it takes long over each command - a thread finds out by spinning in vain, and from then on spins only now and then, to
+ * see whether that has changed. */
+#define IN_VAIN 2u     /* times in a row after which it is given up */
+#define TRY_AGAIN 16u  /* one wait in so many spins all the same */
+static _Thread_local unsigned in_vain;
+
 /* More spinners than processors would only take the time that the other side needs. */
 static _Atomic int spinners;
 
@@ -49,27 +56,34 @@ static int spinners_allowed(void) {
     return n;
 }
 
+static bool spin(bool (*ready)(void *), void *arg, uint64_t until) {
+    do
+        for (int i = 0; i < 64; i++) {
+            pause_cpu();
+            if (ready(arg))
+                return true;
+        }
+    while (now_ns() < until);
+    return false;
+}
+
 bool wait_until(_Atomic uint32_t *sleeps, bool (*ready)(void *), void *arg, uint64_t deadline) {
     if (ready(arg))
         return true;
     uint64_t start = now_ns();
     if (start >= deadline)
         return false;
-    if (spinners_allowed() > 1) {
-        if (atomic_fetch_add_explicit(&spinners, 1, memory_order_relaxed) < spinners_allowed()) {
-            uint64_t until = start + SPIN_NS < deadline ? start + SPIN_NS : deadline;
-            do {
-                for (int i = 0; i < 64; i++) {
-                    if (ready(arg)) {
-                        atomic_fetch_sub_explicit(&spinners, 1, memory_order_relaxed);
-                        return true;
-                    }
-                    pause_cpu();
-                }
-            } while (now_ns() < until);
-        }
+    if (spinners_allowed() > 1 && (in_vain < IN_VAIN || in_vain % TRY_AGAIN == 0)) {
+        bool came = false;
+        if (atomic_fetch_add_explicit(&spinners, 1, memory_order_relaxed) < spinners_allowed())
+            came = spin(ready, arg, start + SPIN_NS < deadline ? start + SPIN_NS : deadline);
         atomic_fetch_sub_explicit(&spinners, 1, memory_order_relaxed);
+        if (came) {
+            in_vain = 0;
+            return true;
+        }
     }
+    in_vain++;
     for (;;) {
         atomic_store(sleeps, 1);
         if (ready(arg))
