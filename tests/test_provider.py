@@ -40,6 +40,11 @@ def test_traffic_with_both_halves_on_one_mapping(programs: Programs) -> None:
     programs.check("traffic", "2000")
 
 
+@pytest.mark.threaded
+def test_everything_at_once_while_it_ends(programs: Programs) -> None:
+    programs.check("races", "80")
+
+
 def test_death_of_each_process(programs: Programs) -> None:
     programs.check("death")
 
