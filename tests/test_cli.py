@@ -348,6 +348,15 @@ def test_a_store_that_fills_up(tmp_path: Path, kind: str) -> None:
     assert second == str(left)
 
 
+def test_the_working_directory_is_no_place_for_modules(tmp_path: Path, source: str) -> None:
+    """Whoever backs up a directory may have a json.py in it."""
+    for name in ("json", "queue", "numpy", "vdi_ext"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('wrong module')")
+    done = subprocess.run([sys.executable, "-P", "-m", "vdi_ext", "backup", source, "set", "--quiet"], cwd=tmp_path,
+                          capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_it_ends_in_time(tmp_path: Path) -> None:
     """Ctrl-C while bytes move ends within a second, both sides."""
     process = subprocess.Popen([sys.executable, "-m", "vdi_ext", "backup", "synthetic:2G", str(tmp_path / "set"),

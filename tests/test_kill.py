@@ -11,17 +11,18 @@ import os
 import random
 import select
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
-from vdi_ext.jobs import recover, restore
+from vdi_ext.jobs import backup, recover, restore
 from vdi_ext.storage import StoredSet
 
 ROUNDS = int(os.environ.get("VDI_EXT_KILL_ROUNDS", "10"))
@@ -222,8 +223,47 @@ class Round:
                 restore(entry.path, SOURCE, own_process=False)
 
 
+@pytest.mark.parametrize("victim", ["server", "primary"])
+@pytest.mark.parametrize("phase", ["configuring", "opening"])  # one device is held, the other one transfers
+def test_a_killed_restore_leaves_the_old_database(tmp_path: Path, phase: str, victim: str) -> None:
+    source, target = tmp_path / "source.db", tmp_path / "target.db"
+    for path, rows in ((source, 5000), (target, 3)):
+        with closing(sqlite3.connect(path)) as db, db:
+            db.execute("CREATE TABLE t (x)")
+            db.executemany("INSERT INTO t VALUES (randomblob(4000))", (() for _ in range(rows)))
+    old = target.read_bytes()
+    backup(f"sqlite:{source}", tmp_path / "set", devices=2, own_process=False)
+    order = {"run": "restore", "args": [str(tmp_path / "set"), f"sqlite:{target}"],
+             "kwargs": {"replace": True, "max_transfer_size": 65536}, "hold": [phase]}
+    job = Peer(str(HERE / "job_process.py"), json.dumps(order))
+    try:
+        held = job.hear()
+        assert held is not None and held.get("held") == phase
+        server = os.pidfd_open(held["children"][0])
+        kill(held["children"][0] if victim == "server" else job.pid)
+        job.send("go on")
+        said = job.hear()
+        if victim == "server":
+            assert said is not None and said["ended"] in ("VDAbortError", "StatementLostError"), said
+        assert job.end() == ""
+        assert gone(server)
+        os.close(server)
+    finally:
+        job.kill()
+    assert target.read_bytes() == old
+    with closing(sqlite3.connect(target)) as db:
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    StoredSet(str(tmp_path / "set")).verify()
+    restore(tmp_path / "set", f"sqlite:{target}", replace=True, own_process=False)
+    with closing(sqlite3.connect(target)) as db:
+        assert db.execute("SELECT count(*) FROM t").fetchone() == (5000,)
+    left = {path.name for path in tmp_path.iterdir()} - {"set", "source.db", "target.db"}
+    # What a killed server was writing beside the database may remain; it is no database and in nobody's way.
+    assert victim == "server" or not left, left
+
+
 @pytest.mark.parametrize("phase", PHASES)
-def test_a_killed_process_harms_nobody_else(tmp_path: Path, phase: str) -> None:
+def test_a_killed_p_process_harms_nobody_else(tmp_path: Path, phase: str) -> None:
     killed: Counter[str] = Counter()
     with mappers(2) as secondaries:
         for number in range(ROUNDS):

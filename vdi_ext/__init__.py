@@ -25,7 +25,7 @@ from .errors import (
     VDTimeoutError,
     VDUnexpectedError,
 )
-from .jobs import backup, restore
+from .jobs import backup, recover, restore
 
 __all__ = [
     "BufferHandle",
@@ -57,5 +57,6 @@ __all__ = [
     "VirtualDeviceSet",
     "Whence",
     "backup",
+    "recover",
     "restore",
 ]

@@ -5,6 +5,7 @@ The stand-in runs in a process of its own, so that its crash is seen as a server
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -154,8 +155,11 @@ class ProcessStatement(Statement):
         super().__init__()
         self._heard = heard
         self._stderr = tempfile.TemporaryFile()
+        # -P: no module of the working directory takes the place of one of ours; but this package must be found.
+        package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "vdi_ext.jobs.standin"],
+            [sys.executable, "-P", "-m", "vdi_ext.jobs.standin"], env={**os.environ, "PYTHONPATH": path},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr,
             start_new_session=True,  # a terminal's Ctrl-C is ours to handle
         )  # fmt: skip
