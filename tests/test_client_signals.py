@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import statistics
 from pathlib import Path
 
 import pytest
-from serving import run_python
+from serving import WAIT, pair, process, receive, run_python
 from test_client_foreign import foreign  # noqa: F401
 
 ANSWER = 0.2  # seconds
@@ -159,6 +160,55 @@ def test_interrupting_close(foreign: Path) -> None:  # noqa: F811
     check(run_python(FOREIGN + _dedent(code), str(foreign), flags=["-W", "error"]))
 
 
+def primary(connection) -> None:
+    """A primary client and its server, in a process that the test stops."""
+    with pair(devices=2, open_devices=False) as both:
+        for number in range(2):
+            both.peers.append(both.server.open_device(f"{both.vds.name}/{number}"))
+        connection.send(both.vds.name)
+        assert connection.poll(WAIT)
+
+
+@pytest.mark.parametrize("call", ["open_in_secondary", "open_device", "close"])
+def test_interrupting_a_secondary_whose_primary_does_not_answer(call: str) -> None:
+    mine, its = multiprocessing.get_context("spawn").Pipe()
+    with process("spawn", primary, its) as child:
+        code = f"""
+            name, pid, call = sys.argv[1], int(sys.argv[2]), {call!r}
+            vds = vdi.VirtualDeviceSet.open_in_secondary(name)
+            late = lambda: time.monotonic() > start + 0.05
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                for number in range({ROUNDS}):
+                    start = time.monotonic()
+                    if call == "open_in_secondary":
+                        print(interrupted(lambda: vdi.VirtualDeviceSet.open_in_secondary(name), late))
+                    elif call == "open_device":
+                        print(interrupted(lambda: vds.open_device(f"{{name}}/{{number % 2}}"), late))
+                    else:
+                        thread = threading.Thread(target=open_x)
+                        thread.start()
+                        print(interrupted(vds.close, late))
+                        break
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            try:
+                vds.close()
+            except vdi.VDOpenError:
+                assert call == "open_device"  # what was opened and then given to nobody
+        """
+        helper = """
+            def open_x():
+                try:
+                    vds.open_device("x")
+                except vdi.VDError:
+                    pass
+        """
+        done = run_python(WAITING + _dedent(helper) + _dedent(code), receive(mine), str(child.pid))
+        mine.send("end")
+    check(done, 1 if call == "close" else ROUNDS)
+
+
 def test_a_handler_that_closes_the_set_ends_the_wait() -> None:
     done = run_python(
         WAITING
@@ -193,3 +243,21 @@ def _dedent(code: str) -> str:
     import textwrap
 
     return textwrap.dedent(code)
+
+
+@pytest.mark.parametrize("call", ["create(", "open_in_secondary('set', "])
+def test_an_unhandled_interrupt_ends_the_process(call: str, foreign: Path) -> None:  # noqa: F811
+    """Although the native call still waits, on its helper thread."""
+    code = f"""
+        library.foreign_block(CREATE, 1)
+        library.foreign_block(JOIN, 1)
+        def interrupt():
+            while not library.foreign_entered(CREATE) and not library.foreign_entered(JOIN):
+                time.sleep(0.001)
+            os.kill(os.getpid(), signal.SIGINT)
+        threading.Thread(target=interrupt).start()
+        vdi.VirtualDeviceSet.{call}provider=sys.argv[1])
+    """
+    done = run_python(FOREIGN + _dedent(code), str(foreign))
+    assert done.returncode == -2 and done.stdout == ""
+    assert done.stderr.rstrip().endswith("KeyboardInterrupt") and "Exception ignored" not in done.stderr

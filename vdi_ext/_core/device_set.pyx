@@ -8,6 +8,7 @@ from ..constants import SetState, known
 from ..errors import VDNotOpenError, VDNotSupportedError
 
 cimport cython
+from cpython.exc cimport PyErr_CheckSignals
 
 from ..libvdi cimport (
     CLSID_MSSQL_ClientVirtualDeviceSet,
@@ -365,6 +366,7 @@ cdef class VirtualDeviceSet:
         while ref.in_flight:  # waiting calls look at `closing` between their slices
             if not Py_IsInitialized():
                 return  # they never will; the end of the process closes
+            PyErr_CheckSignals()
             time.sleep(0.002)
         if not ref.is_open:  # another thread closed it meanwhile
             return

@@ -180,7 +180,9 @@ cdef class NativeCall:
         except BaseException:
             self.set.leave()
             raise
-        self.done.acquire()
+        # A signal that another thread received, or that came just before, does not end the wait by itself.
+        while not self.done.acquire(True, SLICE_MS / 1000.0):
+            PyErr_CheckSignals()
         return self.hr
 
     def __call__(self):
