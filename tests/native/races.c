@@ -39,7 +39,6 @@ static void *sender(void *argument)
             if (s->command.completionCode != ERROR_SUCCESS)
                 break;
         }
-        buffers[n % DEPTH][0] = (BYTE)n;
         sent_init(s, n % 2 ? VDC_Read : VDC_Write, buffers[n % DEPTH], SIZE);
         sends[device][n % DEPTH] = 1;
         if (ended(send_it(pair.s[device], s)))

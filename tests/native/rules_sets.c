@@ -517,6 +517,43 @@ static void names_before_the_server(void)
     pair_discard(&pair);
 }
 
+/* As many wrong names as there are devices, and then the right ones. */
+static void many_wrong_names(void)
+{
+    enum { COUNT = 64 };
+    IClientVirtualDevice *wrong[COUNT], *more = NULL;
+    VDC_Command *command;
+    VDConfig cfg = config(COUNT);
+    pair_create(&pair, &cfg);
+    pair_begin(&pair, VDF_WriteMedia, 512, 0);
+    OK(V(pair.server, EndConfiguration));
+    OK(V(pair.client, GetConfiguration, INFINITE, &cfg));
+    for (unsigned i = 0; i < COUNT; i++) {
+        Name name = name_of("wrong");
+        name = device_name(&name, i);
+        OK(V(pair.client, OpenDevice, name.text, &wrong[i]));
+    }
+    Name name = name_of("one more");
+    HR(V(pair.client, OpenDevice, name.text, &more), VD_E_OPEN);
+    for (unsigned i = 0; i < COUNT; i++) {
+        name = device_name(&pair.name, i);
+        OK(V(pair.server, OpenDevice, name.text, &pair.s[i]));
+    }
+    for (unsigned i = 0; i < COUNT; i++) {
+        name = device_name(&pair.name, i);
+        OK(V(pair.client, OpenDevice, name.text, &pair.c[i]));
+        HR(V(wrong[i], GetCommand, INFINITE, &command), VD_E_INVALID);
+        V(wrong[i], Release);
+    }
+    pair_start_agent(&pair);
+    Sent sent;
+    sent_init(&sent, VDC_Flush, NULL, 0);
+    OK(send_it(pair.s[COUNT - 1], &sent));
+    complete(&pair, COUNT - 1, get(&pair, COUNT - 1), ERROR_SUCCESS);
+    wait_for(&sent);
+    pair_finish(&pair);
+}
+
 /* --- secondaries --- */
 
 static void secondaries(void)
@@ -629,7 +666,8 @@ int main(int argc, char **argv)
     static const Test tests[] = {
         TEST(class_factory), TEST(identities), TEST(release_in_any_order), TEST(null_pointers), TEST(names),
         TEST(instances), TEST(proposals), TEST(decisions), TEST(final_alignment), TEST(many_askers),
-        TEST(sixty_four_devices), TEST(reuse), TEST(names_before_the_server), TEST(secondaries),
+        TEST(sixty_four_devices), TEST(reuse), TEST(names_before_the_server), TEST(many_wrong_names),
+        TEST(secondaries),
         TEST(secondary_aborts), TEST(one_server_only),
     };
     return run_tests(tests, sizeof tests / sizeof *tests, 30, argc, argv);
