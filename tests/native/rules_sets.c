@@ -667,8 +667,7 @@ int main(int argc, char **argv)
         TEST(class_factory), TEST(identities), TEST(release_in_any_order), TEST(null_pointers), TEST(names),
         TEST(instances), TEST(proposals), TEST(decisions), TEST(final_alignment), TEST(many_askers),
         TEST(sixty_four_devices), TEST(reuse), TEST(names_before_the_server), TEST(many_wrong_names),
-        TEST(secondaries),
-        TEST(secondary_aborts), TEST(one_server_only),
+        TEST(secondaries), TEST(secondary_aborts), TEST(one_server_only),
     };
     return run_tests(tests, sizeof tests / sizeof *tests, 30, argc, argv);
 }

@@ -18,6 +18,9 @@ struct connection { /* of the primary to one joiner */
     bool said_bye;
 };
 
+/* Objects that OpenDevice may make: for every name taken on trust that was wrong, and then for every right one. */
+#define MAX_OPENED (2 * MAX_DEVICES)
+
 /* What lives from CreateEx or OpenInSecondary to Close. Devices keep it in memory beyond that, without its mappings. */
 struct life {
     _Atomic unsigned refs;
@@ -33,7 +36,7 @@ struct life {
     _Atomic uint32_t state; /* CONFIGURABLE, INITIALIZING, ACTIVE; the others are derived */
 
     pthread_mutex_t lock; /* of all below */
-    struct client_device *devices[MAX_DEVICES];
+    struct client_device *devices[MAX_OPENED];
     unsigned device_count;
 
     /* primary */

@@ -343,14 +343,15 @@ static HRESULT STDMETHODCALLTYPE OpenDevice(IClientVirtualDeviceSet2 *This, LPCW
         hr = follower_request(&l->follower, &m, NULL);
     }
     if (hr == NOERROR) {
-        struct client_device *d = device_create(l, copy);
+        pthread_mutex_lock(&l->lock);
+        struct client_device *d = l->device_count < MAX_OPENED ? device_create(l, copy) : NULL;
         if (d) {
-            pthread_mutex_lock(&l->lock);
             l->devices[l->device_count++] = d;
             atomic_store(&l->state, VDI_STATE_ACTIVE);
-            pthread_mutex_unlock(&l->lock);
             *out = &d->iface;
-        } else {
+        }
+        pthread_mutex_unlock(&l->lock);
+        if (!d) {
             hr = VD_E_MEMORY;
             abort_post(&l->latch, VDI_ABORT_CLOSED, (DWORD)getpid(), "A client ran out of memory opening a device.");
         }
