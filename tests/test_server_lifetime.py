@@ -509,6 +509,21 @@ EXITS = {
         import builtins
         builtins.keep = pair
     """,
+    "used at the very end": """
+        import builtins
+        pair = Pair().configure().open_devices()
+        class Late:
+            def __init__(self):
+                self.server, self.open, self.name, self.say = pair.server, ServerDeviceSet.open, pair.name, os.write
+            def __del__(self):
+                self.server.close()
+                try:
+                    self.open(self.name + "x")
+                except ValueError:
+                    return
+                self.say(1, b"opened nothing")
+        builtins.keep = Late()
+    """,
     "put off": """
         pair = Pair().configure()
         try:

@@ -35,3 +35,6 @@ cdef class ServerCore:
     cdef run_own_agent(self)
     cdef await_aborted_agent(self)
     cdef leave(self, double deadline)
+
+
+cdef void report(object error, object where) noexcept

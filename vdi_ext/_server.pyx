@@ -7,7 +7,7 @@ import weakref
 from concurrent.futures import Future
 
 cimport cython
-from cpython.exc cimport PyErr_WriteUnraisable
+from cpython.exc cimport PyErr_SetObject, PyErr_WriteUnraisable
 from libc.string cimport memset
 
 from ._core.provider cimport fork_generation, provider_for
@@ -34,6 +34,7 @@ from .errors import VDAbortError, VDProtocolError, error_from_hresult
 
 
 cdef extern from "Python.h":
+    # False while the interpreter is torn down: other threads will not run Python any more.
     bint Py_IsInitialized()
 
 
@@ -65,10 +66,7 @@ cdef class ServerCore:
                 self.embedded.lpVtbl.Release(self.embedded)
             self.set.lpVtbl.Release(self.set)
         if self.failure is not None and Py_IsInitialized():
-            try:
-                raise self.failure  # nobody can ask for it any more
-            except BaseException:
-                PyErr_WriteUnraisable(None)
+            report(self.failure, None)  # nobody can ask for it any more
 
     cdef IServerVirtualDeviceSet2 *native(self, str operation) except NULL:
         """The set, in the process that opened it."""
@@ -211,7 +209,7 @@ cdef class ServerCore:
         """After an abort the agent leaves soon: wait for that, interruptibly, unless called from its callback."""
         if self.agent_ident == threading.get_ident():
             return
-        while (self.agent or self.starting) and self.state() == VDI_STATE_ABORT:
+        while (self.agent or self.starting) and self.state() == VDI_STATE_ABORT and Py_IsInitialized():
             self.idle.wait(_SLICE_SECONDS)
 
     cdef leave(self, double deadline):
@@ -224,6 +222,12 @@ cdef class ServerCore:
             self.closing = True
         if self.idle.wait(max(0.0, deadline - time.monotonic())):
             self.close_if_unused()
+
+
+cdef void report(object error, object where) noexcept:
+    """Hand an exception to sys.unraisablehook. It must be set: inside an except clause it is not, any more."""
+    PyErr_SetObject(type(error), error)
+    PyErr_WriteUnraisable(where)
 
 
 def start_agent(ServerCore core not None, str name):
@@ -254,7 +258,7 @@ def wait(call):
 
     A signal may be delivered to any thread, so that its arrival alone does not end a wait of the main thread.
     """
-    if threading.get_ident() != threading.main_thread().ident:
+    if not Py_IsInitialized() or threading.get_ident() != threading.main_thread().ident:
         return call()
     future = Future()
     done = threading.Event()

@@ -11,12 +11,11 @@ from concurrent.futures import Future
 
 cimport cython
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_FULL_RO, PyBUF_ND, PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer
-from cpython.exc cimport PyErr_WriteUnraisable
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.string cimport memset
 
 from ._core.provider cimport fork_generation, wide
-from ._server cimport ServerCore
+from ._server cimport ServerCore, report
 from .libvdi cimport (
     BYTE,
     DWORD,
@@ -112,8 +111,8 @@ cdef void _deliver(VDS_Command *command) noexcept with gil:
     except BaseException as error:  # no memory, or the user finished the future himself
         try:
             pending.core.fail(error)
-        except BaseException:
-            PyErr_WriteUnraisable(pending.future)
+        except BaseException as another:
+            report(another, pending.future)
 
 
 # ---- public objects ------------------------------------------------------------------------------------------------
@@ -379,7 +378,6 @@ cdef class ServerDeviceSet:
             core.abort("the server dropped the set without closing it")
         core.close_if_unused()
         PyErr_ResourceWarning(self, 1, b"unclosed device set %R", <void *>self)
-        core.raise_failure()
 
     @classmethod
     def open(cls, str name not None, *, str instance=None, provider=None):
