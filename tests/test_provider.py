@@ -54,7 +54,8 @@ def test_several_processes_that_behave(programs: Programs) -> None:
 
 
 @pytest.mark.parametrize(
-    "attack", ["name_is_taken", "nothing_shrinks", "unsealed_memory", "strangers_knock", "other_users", "fuzz"]
+    "attack",
+    ["name_is_taken", "nothing_shrinks", "unsealed_memory", "strangers_knock", "other_users", "lying_messages", "fuzz"],
 )
 def test_hostile_peers(programs: Programs, attack: str) -> None:
     programs.check("hostile", attack)

@@ -512,6 +512,138 @@ static void unsealed_memory(void)
     CHECK(status == 0);
 }
 
+/* --- messages that are almost right --- */
+
+static uint64_t lies; /* this process changes what it sends: state of its random numbers, 0 for honest */
+
+ssize_t sendmsg(int fd, const struct msghdr *honest, int flags)
+{
+    struct msghdr message = *honest;
+    static char bytes[65536];
+    struct iovec iov = {bytes, 0};
+    if (lies && message.msg_iovlen == 1 && message.msg_iov[0].iov_len < sizeof bytes / 2) {
+        size_t size = message.msg_iov[0].iov_len;
+        memcpy(bytes, message.msg_iov[0].iov_base, size);
+        iov.iov_len = size;
+        message.msg_iov = &iov;
+        switch (next_random(&lies) % 5) {
+        case 0: /* words at the head, where the meaning is */
+            ((uint32_t *)(void *)bytes)[next_random(&lies) % (size < 160 ? size / 4 : 40)] =
+                next_random(&lies) % 2 ? (uint32_t)(next_random(&lies) % 70) : (uint32_t)next_random(&lies);
+            break;
+        case 1: bytes[next_random(&lies) % size] ^= (char)(1 << next_random(&lies) % 8); break;
+        case 2: iov.iov_len = next_random(&lies) % (2 * size); break;
+        case 3: message.msg_controllen = 0, message.msg_control = NULL; break;
+        default: break;
+        }
+    }
+    return syscall(SYS_sendmsg, fd, &message, flags);
+}
+
+static void tolerant_server(void)
+{
+    BYTE *buffer;
+    IServerVirtualDevice *device = NULL;
+    Sent sent;
+    pthread_t agent;
+    server = new_server();
+    HRESULT hr = V(server, Open, NULL, board->name.text);
+    typed(hr);
+    typed(V(server, BeginConfiguration, VDF_WriteMedia, 512, 0, 65536, 0));
+    typed(V(server, RequestBuffers, SIZE, 0, 2));
+    typed(V(server, EndConfiguration));
+    typed(V(server, OpenDevice, board->name.text, &device));
+    pthread_create(&agent, NULL, victim_agent, NULL);
+    int calls = 0;
+    if (device && V(server, AllocateBuffer, &buffer, SIZE, 0) == NOERROR) {
+        memset(buffer, 5, SIZE);
+        sent_init(&sent, VDC_Write, buffer, SIZE);
+        typed(send_it(device, &sent));
+        calls = 1;
+        typed(V(server, RequestBuffers, SIZE, 0, 1));
+        wait_briefly(&sent.done, 50);
+    }
+    V(server, SignalAbort);
+    pthread_join(agent, NULL);
+    V(server, Close);
+    CHECK(!calls || sent.calls == 1);
+    if (device)
+        V(device, Release);
+    V(server, Release);
+    CHECK(VdiLiveObjects() == 0);
+}
+
+static void tolerant_client(int primary)
+{
+    VDConfig cfg = config(2);
+    IClientVirtualDevice *device = NULL;
+    VDC_Command *command;
+    BYTE *mapped;
+    DWORD handle;
+    Name name = device_name(&board->name, !primary);
+    client = new_client();
+    typed(primary ? V(client, CreateEx, NULL, board->name.text, &cfg)
+                  : V(client, OpenInSecondary, board->name.text));
+    sem_post(primary ? &board->created : &board->joined);
+    typed(V(client, GetConfiguration, 300, &cfg));
+    sem_post(&board->configured);
+    typed(V(client, OpenDevice, name.text, &device));
+    if (device && V(device, GetCommand, 50, &command) == NOERROR) {
+        if (command->buffer) {
+            touch(command->buffer, command->size, 0);
+            typed(V(client, GetBufferHandle, command->buffer, &handle));
+        }
+        if (primary)
+            wait_briefly(&board->joined, 20);
+        typed(V(device, CompleteCommand, command, ERROR_SUCCESS, 0, 0));
+    }
+    for (DWORD i = 0; i < 50; i++)
+        typed(V(client, MapBufferHandle, i, &mapped));
+    if (!primary || !device)
+        typed(V(client, GetConfiguration, 50, &cfg));
+    V(client, Close);
+    if (device)
+        V(device, Release);
+    V(client, Release);
+    CHECK(VdiLiveObjects() == 0);
+}
+
+static void lying_messages(void)
+{
+    long rounds = number_from("VDI_FUZZ_ROUNDS", 60), seed = number_from("VDI_FUZZ_SEED", 1);
+    for (long round = 0; round < rounds; round++) {
+        new_board();
+        pid_t pids[3];
+        int status[3];
+        watchdog("lying_messages", 60);
+        for (int role = 0; role < 3; role++) {
+            if (role == 1)
+                wait_briefly(&board->created, 5000);
+            if (role == 2)
+                wait_briefly(&board->configured, 1000);
+            fflush(stdout);
+            if ((pids[role] = fork()) == 0) {
+                g_failures = 0;
+                prctl(PR_SET_PDEATHSIG, SIGKILL);
+                watchdog("one of three", 30);
+                if (round % 3 == role)
+                    lies = (uint64_t)(seed * 7919 + round + 1);
+                if (role == 1)
+                    tolerant_server();
+                else
+                    tolerant_client(role == 0);
+                _exit(g_failures ? 1 : 0);
+            }
+        }
+        for (int role = 0; role < 3; role++) {
+            waitpid(pids[role], &status[role], 0);
+            if (!CHECK(status[role] == 0))
+                printf("     role %d in round %ld of seed %ld, liar %ld: %x\n", role, round, seed, round % 3,
+                       status[role]);
+        }
+    }
+}
+
 /* --- strangers at the rendezvous --- */
 
 /* Abstract sockets of this network name space, which is our own. */
@@ -785,7 +917,7 @@ int main(int argc, char **argv)
 {
     static const Test tests[] = {
         TEST(name_is_taken), TEST(nothing_shrinks), TEST(unsealed_memory), TEST(strangers_knock), TEST(other_users),
-        TEST(fuzz),
+        TEST(lying_messages), TEST(fuzz),
     };
     return run_tests(tests, sizeof tests / sizeof *tests, 60, argc, argv);
 }
