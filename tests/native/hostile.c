@@ -1,7 +1,8 @@
 /* Hostile peers: one that scribbles over the control memory while traffic runs, one that tries to take memory away,
- * strangers and other users at the rendezvous. Whatever they do, the others get codes of the interface and go on living.
+ * one that sends messages that are almost right, strangers and other users at the rendezvous. Whatever they do, the
+ * others get codes of the interface and go on living.
  *
- * usage: hostile [test ...]; VDI_FUZZ_ROUNDS and VDI_FUZZ_SEED for the fuzzer */
+ * usage: hostile [test ...]; VDI_FUZZ_ROUNDS and VDI_FUZZ_SEED for the tests that are random */
 #include <fcntl.h>
 #include <grp.h>
 #include <sched.h>
@@ -375,7 +376,8 @@ static long number_from(const char *variable, long otherwise)
 static void fuzz(void)
 {
     static const int intensities[] = {0, 1, 2, 20, 0, 5, 200, 1};
-    long rounds = number_from("VDI_FUZZ_ROUNDS", 24), seed = number_from("VDI_FUZZ_SEED", 1), hits = 0, corrupt = 0, commands = 0;
+    long rounds = number_from("VDI_FUZZ_ROUNDS", 24), seed = number_from("VDI_FUZZ_SEED", 1);
+    long hits = 0, corrupt = 0, commands = 0;
     for (long round = 0; round < rounds; round++) {
         int status[3] = {-1, -1, -1};
         new_board();
@@ -397,8 +399,8 @@ static void fuzz(void)
         commands += board->commands;
         corrupt += board->corrupt;
         if (!CHECK(status[0] == 0) | !CHECK(status[1] == 0))
-            printf("     round %ld of seed %ld: primary %x, server %x, scribbler %x\n", round, seed, status[0], status[1],
-                   status[2]);
+            printf("     round %ld of seed %ld: primary %x, server %x, scribbler %x\n", round, seed, status[0],
+                   status[1], status[2]);
         CHECK(status[2] == 0);
     }
     printf("     %ld writes and %ld commands in %ld rounds; nonsense was noticed in %ld\n", hits, commands, rounds,

@@ -227,6 +227,8 @@ int link_receive(int fd, struct message *m, int *fds, unsigned max_fds) {
         return -1;
     }
     m->who.instance[NAME_UNITS] = m->who.name[NAME_UNITS] = 0;
+    if (m->hr != NOERROR && (uint32_t)m->hr >> 16 != 0x8077) /* nothing but codes of the interface gets to a caller */
+        m->hr = VD_E_UNEXPECTED;
     return 1;
 }
 
