@@ -263,7 +263,7 @@ def test_a_killed_restore_leaves_the_old_database(tmp_path: Path, phase: str, vi
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_a_killed_p_process_harms_nobody_else(tmp_path: Path, phase: str) -> None:
+def test_a_killed_process_harms_nobody_else(tmp_path: Path, phase: str) -> None:
     killed: Counter[str] = Counter()
     with mappers(2) as secondaries:
         for number in range(ROUNDS):
