@@ -284,7 +284,7 @@ class _Bar:
                 self.close()
                 self._bar = self._tqdm(
                     desc=event.phase, total=event.bytes_total, unit="B", unit_scale=True, unit_divisor=1024,
-                    file=sys.stderr, dynamic_ncols=True, leave=True, mininterval=0,
+                    file=sys.stderr, dynamic_ncols=True, leave=True, mininterval=0, smoothing=0,
                 )  # fmt: skip
                 self._bar.desc = event.phase
             self._bar.update(event.bytes_done - self._bar.n)
