@@ -716,6 +716,7 @@ def test_open_of_a_silent_set_ends() -> None:
         assert process.stdout is not None
         name = process.stdout.readline().strip()
         process.send_signal(signal.SIGSTOP)
+        assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
         timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])  # delivered to the timer's thread
         begin = time.monotonic()
         timer.start()
