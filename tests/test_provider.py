@@ -55,10 +55,14 @@ def test_several_processes_that_behave(programs: Programs) -> None:
 
 @pytest.mark.parametrize(
     "attack",
-    ["name_is_taken", "nothing_shrinks", "unsealed_memory", "strangers_knock", "other_users", "lying_messages", "fuzz"],
+    ["name_is_taken", "nothing_shrinks", "unsealed_memory", "strangers_knock", "other_users", "lying_messages"],
 )
 def test_hostile_peers(programs: Programs, attack: str) -> None:
     programs.check("hostile", attack)
+
+
+def test_random_bytes_in_the_control_memory(programs: Programs) -> None:
+    programs.check("scribbler")
 
 
 EXPORTS = """

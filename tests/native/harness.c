@@ -1,6 +1,7 @@
 #include "harness.h"
 
 #include <dirent.h>
+#include <sys/prctl.h>
 
 _Atomic int g_failures;
 
@@ -378,4 +379,58 @@ int shared_mappings(void)
         fclose(maps);
     }
     return count;
+}
+
+int typed(HRESULT hr)
+{
+    if (hr == NOERROR || ((uint32_t)hr & 0xFFFF0000u) == 0x80770000u)
+        return 1;
+    printf("FAIL a victim gets %08x\n", (unsigned)hr);
+    g_failures++;
+    return 0;
+}
+
+int wait_briefly(sem_t *sem, unsigned ms)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += (long)(ms % 1000) * 1000000;
+    until.tv_sec += ms / 1000 + until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    int result;
+    while ((result = sem_timedwait(sem, &until)) != 0 && errno == EINTR)
+        ;
+    return result == 0;
+}
+
+__attribute__((no_sanitize("address"))) void touch(BYTE *buffer, DWORD size, int write)
+{
+    for (DWORD at = 0; size; at = at + 64 < size ? at + 64 : size - 1) {
+        volatile BYTE *byte = buffer + at;
+        if (write)
+            *byte = 2;
+        else
+            (void)*byte;
+        if (at == size - 1)
+            break;
+    }
+}
+
+pid_t start_role(void (*play)(void), const char *name)
+{
+    fflush(stdout);
+    pid_t pid = fork();
+    if (pid == 0) {
+        g_failures = 0;
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        watchdog(name, 20);
+        play();
+    }
+    return pid;
+}
+
+long number_from(const char *variable, long otherwise)
+{
+    const char *text = getenv(variable);
+    return text ? atol(text) : otherwise;
 }

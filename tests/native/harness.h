@@ -107,6 +107,15 @@ void pair_ready(Pair *pair, DWORD devices, DWORD size, DWORD count);
 VDC_Command *get(Pair *pair, unsigned device);
 void complete(Pair *pair, unsigned device, VDC_Command *command, DWORD code);
 
+/* For tests with hostile peers: 1 if it is NOERROR or a code of the interface, else a failure. */
+int typed(HRESULT hr);
+int wait_briefly(sem_t *sem, unsigned ms); /* 0: the time ran out */
+/* Looks at every cache line of a buffer, or writes there. Not instrumented: what a hostile peer made of address and
+ * size need not be one buffer, so what the provider poisons is no criterion. */
+void touch(BYTE *buffer, DWORD size, int write);
+pid_t start_role(void (*play)(void), const char *name); /* in a child, which dies with this process */
+long number_from(const char *variable, long otherwise);
+
 int open_descriptors(void);
 int shared_mappings(void); /* lines of /proc/self/maps that name a memfd */
 
