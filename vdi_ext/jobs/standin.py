@@ -39,7 +39,3 @@ def _tell(said: dict) -> None:
         os.write(1, json.dumps(said).encode() + b"\n")
     except BrokenPipeError:
         sys.exit(1)  # nobody is left to hear it
-
-
-if __name__ == "__main__":
-    main()

@@ -16,6 +16,16 @@ from .._core.provider import Provider
 
 _STOP_TIMEOUT = 5.0  # seconds that a server which was told to end may take
 
+# Finds this very package, but nothing in the working directory, and nothing in place of the standard library.
+_PARENT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+_BOOT = """
+import sys
+at = next((i for i, path in enumerate(sys.path) if path.endswith("-packages")), len(sys.path))
+sys.path.insert(at, sys.argv[1])
+from vdi_ext.jobs.standin import main
+main()
+"""
+
 OnMessage = Callable[[str], None]
 
 
@@ -155,11 +165,8 @@ class ProcessStatement(Statement):
         super().__init__()
         self._heard = heard
         self._stderr = tempfile.TemporaryFile()
-        # -P: no module of the working directory takes the place of one of ours; but this package must be found.
-        package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-        path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "vdi_ext.jobs.standin"], env={**os.environ, "PYTHONPATH": path},
+            [sys.executable, "-P", "-c", _BOOT, _PARENT],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr,
             start_new_session=True,  # a terminal's Ctrl-C is ours to handle
         )  # fmt: skip
