@@ -41,7 +41,7 @@ def test_get_and_complete(benchmark: BenchmarkFixture, local: Local, client: str
     measure(benchmark, local, device, call)
 
 
-@pytest.mark.benchmark(group="get + look + complete, 16 commands of 1 MiB")
+@pytest.mark.benchmark(group="get + look + complete, 128 commands of 1 MiB")
 @pytest.mark.parametrize(
     "look", [memoryview, lambda command: np.frombuffer(command, np.uint8), bytes], ids=["memoryview", "numpy", "bytes"]
 )

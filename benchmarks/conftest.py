@@ -28,8 +28,8 @@ def local(library: Path) -> Iterator[Local]:
 
 @pytest.fixture(scope="module")
 def large(library: Path) -> Iterator[Local]:
-    """A ring of 16 commands of 1 MiB in one process."""
-    large = Local(library, 1 << 20, 16)
+    """A ring of 128 commands of 1 MiB in one process."""
+    large = Local(library, 1 << 20, 128)
     yield large
     large.close()
 
