@@ -173,6 +173,50 @@ static void growth(void)
     pair_finish(&pair);
 }
 
+/* What was asked for later adds to the sum: all of it can be had in any order, although it lies in several segments. */
+static void sums_grow(void)
+{
+    enum { KINDS = 6, TOTAL = 18 };
+    static const struct {
+        DWORD size, alignment, count;
+    } wanted[KINDS] = {{MIB, 0, 1},          {96 * KIB, 0, 4},        {400 * KIB, 0, 3},
+                       {5 * 512, 4096, 6}, {700 * KIB, 64 * KIB, 2}, {96 * KIB, 0, 2}};
+    uint64_t random = 3;
+    VDConfig cfg = config(1);
+    pair_create(&pair, &cfg);
+    pair_begin(&pair, VDF_WriteMedia, 512, 0);
+    for (int k = 0; k < 2; k++)
+        OK(V(pair.server, RequestBuffers, wanted[k].size, wanted[k].alignment, wanted[k].count));
+    pair_activate(&pair);
+    for (int k = 2; k < KINDS; k++)
+        OK(V(pair.server, RequestBuffers, wanted[k].size, wanted[k].alignment, wanted[k].count));
+    for (int round = 0; round < 200; round++) {
+        int kind_of[TOTAL], n = 0;
+        BYTE *buffers[TOTAL];
+        for (int k = 0; k < KINDS; k++)
+            for (DWORD i = 0; i < wanted[k].count; i++)
+                kind_of[n++] = k;
+        for (int i = TOTAL - 1; i > 0; i--) {
+            int j = (int)(next_random(&random) % (uint64_t)(i + 1)), swap = kind_of[i];
+            kind_of[i] = kind_of[j];
+            kind_of[j] = swap;
+        }
+        for (int i = 0; i < TOTAL; i++) {
+            DWORD size = wanted[kind_of[i]].size, count;
+            if (round % 3 == 0)
+                OK(V(pair.server, QueryAvailableBuffers, size, 0, &count)); /* changes nothing */
+            if (!OK(V(pair.server, AllocateBuffer, &buffers[i], size, wanted[kind_of[i]].alignment))) {
+                printf("     round %d, buffer %d of %u bytes\n", round, i, size);
+                pair_discard(&pair);
+                return;
+            }
+        }
+        for (int i = 0; i < TOTAL; i++)
+            OK(V(pair.server, FreeBuffer, buffers[i], wanted[kind_of[i]].size));
+    }
+    pair_finish(&pair);
+}
+
 /* More than there is: EndConfiguration says so and stays where it was; less is then possible. */
 static void too_much(void)
 {
@@ -476,8 +520,8 @@ static void many_buffers(void)
 int main(int argc, char **argv)
 {
     static const Test tests[] = {
-        TEST(alignment_and_prefix), TEST(sums), TEST(available), TEST(growth), TEST(too_much), TEST(bad_arguments),
-        TEST(both_directions), TEST(handles), TEST(foreign_handles), TEST(many_buffers),
+        TEST(alignment_and_prefix), TEST(sums), TEST(available), TEST(growth), TEST(sums_grow), TEST(too_much),
+        TEST(bad_arguments), TEST(both_directions), TEST(handles), TEST(foreign_handles), TEST(many_buffers),
     };
     return run_tests(tests, sizeof tests / sizeof *tests, 30, argc, argv);
 }

@@ -64,9 +64,11 @@ static void insert_hole(struct allocator *a, struct hole h) {
     }
 }
 
-bool allocator_add(struct allocator *a, uint32_t segment, uint64_t length) {
+bool allocator_add(struct allocator *a, uint32_t segment, uint64_t length, DWORD size, DWORD alignment) {
     if (!make_room(a, MAX_BUFFERS + 1))
         return false;
+    a->made_for[segment].size = size;
+    a->made_for[segment].alignment = alignment;
     insert_hole(a, (struct hole){segment, 0, length});
     return true;
 }
@@ -119,16 +121,29 @@ static uint32_t from_bin(struct allocator *a, DWORD size, DWORD alignment) {
     return NO_BUFFER;
 }
 
+/* Where to look first, so that all that was requested can be had in any order: in segments made for such buffers, then
+ * in the one that was made for all kinds, and only then in those made for others. */
+static unsigned rank(const struct allocator *a, uint32_t segment, DWORD size, DWORD alignment) {
+    if (a->made_for[segment].size == 0)
+        return 1;
+    return a->made_for[segment].size == size && a->made_for[segment].alignment == alignment ? 0 : 2;
+}
+
 static uint32_t carve(struct allocator *a, struct segments *s, DWORD size, DWORD alignment) {
     if (a->free_numbers == NO_BUFFER)
         return NO_BUFFER;
     uint64_t to = max_u32(a->alignment, alignment), need = allocator_need(a, size, alignment);
     struct hole *best = NULL;
+    unsigned best_rank = 0;
     for (unsigned i = 0; i < a->hole_count; i++) {
         struct hole *h = &a->holes[i];
         uint64_t skip = round_up(h->offset, to) - h->offset;
-        if (skip <= h->length && need <= h->length - skip && (!best || h->length < best->length))
+        unsigned r = rank(a, h->segment, size, alignment);
+        if (skip <= h->length && need <= h->length - skip &&
+            (!best || r < best_rank || (r == best_rank && h->length < best->length))) {
             best = h;
+            best_rank = r;
+        }
     }
     if (!best)
         return NO_BUFFER;

@@ -28,12 +28,15 @@ struct allocator {
     unsigned hole_count, hole_room;
     struct buffer buffers[MAX_BUFFERS];
     uint32_t free_numbers, bins; /* heads; NO_BUFFER ends */
+    struct {
+        DWORD size, alignment;
+    } made_for[MAX_SEGMENTS]; /* what a segment was requested for after configuration; 0: everything before */
     uint32_t by_address[1024];
 };
 uint64_t allocator_need(const struct allocator *a, DWORD size, DWORD alignment);
 uint64_t allocator_reserve(const struct allocator *a, DWORD size, DWORD alignment); /* worst case of its place */
 void allocator_init(struct allocator *a, DWORD prefix, DWORD alignment);
-bool allocator_add(struct allocator *a, uint32_t segment, uint64_t length);
+bool allocator_add(struct allocator *a, uint32_t segment, uint64_t length, DWORD size, DWORD alignment);
 uint32_t allocator_take(struct allocator *a, struct segments *s, DWORD size, DWORD alignment); /* or NO_BUFFER */
 void allocator_give(struct allocator *a, uint32_t number);
 uint64_t allocator_count(struct allocator *a, DWORD size, DWORD alignment);

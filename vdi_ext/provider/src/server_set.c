@@ -200,8 +200,9 @@ static uint64_t area_limit(void) {
     return half < MAX_AREA ? half : MAX_AREA;
 }
 
-/* Obtains one more piece of shared memory and makes sure that the clients have it. Under s->lock. */
-static HRESULT add_segment(struct server_set *s, uint64_t length) {
+/* Obtains one more piece of shared memory, for buffers of all kinds or of one, and makes sure that the clients have it.
+ * Under s->lock. */
+static HRESULT add_segment(struct server_set *s, uint64_t length, DWORD buffer_size, DWORD alignment) {
     uint64_t size = round_up(length, 4096);
     uint32_t n = atomic_load(&s->segments.count);
     if (n == MAX_SEGMENTS || size > area_limit() || s->area + size > area_limit())
@@ -218,7 +219,7 @@ static HRESULT add_segment(struct server_set *s, uint64_t length) {
             pthread_mutex_lock(&s->space_lock);
             s->segments.map[n] = map;
             atomic_store_explicit(&s->segments.count, n + 1, memory_order_release);
-            bool good = allocator_add(&s->space, n, length);
+            bool good = allocator_add(&s->space, n, length, buffer_size, alignment);
             pthread_mutex_unlock(&s->space_lock);
             s->area += size;
             hr = good ? NOERROR : VD_E_MEMORY;
@@ -252,7 +253,7 @@ static HRESULT STDMETHODCALLTYPE RequestBuffers(IServerVirtualDeviceSet2 *This, 
         if (__builtin_mul_overflow(allocator_reserve(&s->space, size, alignment), (uint64_t)count, &bytes))
             bytes = UINT64_MAX;
         if (atomic_load(&s->state) != VDI_STATE_CONFIGURABLE) {
-            hr = bytes > MAX_AREA || count > MAX_BUFFERS ? VD_E_MEMORY : add_segment(s, bytes);
+            hr = bytes > MAX_AREA || count > MAX_BUFFERS ? VD_E_MEMORY : add_segment(s, bytes, size, alignment);
         } else {
             if (__builtin_add_overflow(s->wanted, bytes, &sum))
                 sum = UINT64_MAX;
@@ -296,7 +297,7 @@ static HRESULT STDMETHODCALLTYPE EndConfiguration(IServerVirtualDeviceSet2 *This
     else if (s->wanted_count > MAX_BUFFERS || s->wanted > MAX_AREA)
         hr = VD_E_MEMORY;
     else if (s->wanted)
-        hr = add_segment(s, s->wanted);
+        hr = add_segment(s, s->wanted, 0, 0);
     s->wanted = s->wanted_count = 0;
     if (hr == NOERROR) {
         s->decided.bufferAreaSize = (DWORD)s->area;
