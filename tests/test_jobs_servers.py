@@ -208,15 +208,22 @@ def test_a_server_that_is_lost_too_early(tmp_path: Path, served: Callable[..., o
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_cancel_after_success_publishes(tmp_path: Path, served: Callable[..., object]) -> None:
+@pytest.mark.parametrize("phase", ["closing", "publishing"])
+@pytest.mark.parametrize("flush", [True, False])
+def test_a_cancel_after_success_publishes(
+    tmp_path: Path, served: Callable[..., object], flush: bool, phase: str
+) -> None:
+    """The server may have truncated its log for this backup: nothing of it is thrown away."""
+
     def stop(event: ProgressEvent) -> None:
-        if event.phase == "publishing":
+        if event.phase == phase:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt) as caught:
-        served(whole, progress=stop)
+        served(whole if flush else lambda server: server.write(1, b"x" * 512), progress=stop)
     assert "the set is published" in caught.value.__notes__[0]
     assert StoredSet(str(tmp_path / "set")).state == "confirmed"
+    StoredSet(str(tmp_path / "set")).verify()
 
 
 def test_a_rename_that_fails_keeps_the_set(tmp_path: Path, served: Callable[..., object]) -> None:

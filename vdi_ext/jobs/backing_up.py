@@ -129,33 +129,34 @@ def backup(
 
 
 def _confirm(job: Job, writer: SetWriter) -> str:
+    """Publish the set of a statement that succeeded."""
     try:
         # A server that says "done" without a Flush has still sent everything.
         for stripe in writer.stripes:
             if not stripe.complete:
                 stripe.seal(complete=True)
-    except OSError as error:
-        writer.leave()
-        raise StorageError(f"{writer.partial}: {error.strerror}: the BACKUP succeeded, the set did not") from error
-    try:
         return writer.confirm(job.statement.messages)
+    except OSError as error:
+        raise StorageError(f"{writer.partial}: {error.strerror}: the BACKUP succeeded, the set did not") from error
     except KeyboardInterrupt as error:
         error.add_note(f"the statement had succeeded: look for {writer.path} and {writer.partial} (vdi-ext recover)")
         raise
+    finally:
+        writer.leave()
 
 
 def _settle_outcome(job: Job, writer: SetWriter, error: BaseException) -> None:
     """What becomes of the set when a job ends with an error: only the statement's own result decides."""
-    if job.statement is not None and job.statement.succeeded and writer.state == "prepared":
-        error.add_note(f"the statement had succeeded: the set is published as {writer.confirm(job.statement.messages)}")
-    elif job.statement is not None and job.statement.lost and writer.state == "prepared":
-        writer.leave()
-        error.add_note(f"the outcome is not known: {writer.partial} is kept (see: vdi-ext recover)")
-    else:
-        try:
+    try:
+        if job.statement is not None and job.statement.succeeded:
+            error.add_note(f"the statement had succeeded: the set is published as {_confirm(job, writer)}")
+        elif job.statement is not None and job.statement.lost and writer.state == "prepared":
+            writer.leave()
+            error.add_note(f"the outcome is not known: {writer.partial} is kept (see: vdi-ext recover)")
+        else:
             writer.fail(str(error))
-        except StorageError as second:
-            error.add_note(str(second))
+    except StorageError as second:
+        error.add_note(str(second))
 
 
 class _Store:
