@@ -143,7 +143,9 @@ def test_interrupting_close(foreign: Path) -> None:  # noqa: F811
             if number % 2:
                 library.foreign_block(CLOSE, 1)
                 print(interrupted(vds.close, waits_in(CLOSE)))
-                vds.close()  # is closed
+                library.foreign_block(CLOSE, 0)
+                vds.close()  # waits for the first
+                assert library.foreign_open_sets(0) == 0
             else:
                 library.foreign_block(OPEN, 1)
                 is_waiting = waits_in(OPEN)
@@ -178,6 +180,9 @@ def test_interrupting_a_secondary_whose_primary_does_not_answer(call: str) -> No
             vds = vdi.VirtualDeviceSet.open_in_secondary(name)
             late = lambda: time.monotonic() > start + 0.05
             os.kill(pid, signal.SIGSTOP)
+            tasks = f"/proc/{{pid}}/task"
+            while any(open(f"{{tasks}}/{{task}}/stat").read().rsplit(")")[1][1] != "T" for task in os.listdir(tasks)):
+                time.sleep(0.001)
             try:
                 for number in range({ROUNDS}):
                     start = time.monotonic()

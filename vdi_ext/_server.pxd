@@ -8,7 +8,8 @@ cdef class ServerCore:
     cdef unsigned int forks
     cdef Py_ssize_t exports             # views of buffers
     cdef bint opened
-    cdef bint closing                   # to be closed as soon as neither view nor agent is left
+    cdef bint closing                   # no new use
+    cdef bint put_off                   # whoever drops the last view or leaves the agent closes
     cdef bint closed                    # Close has been called
     cdef bint starting                  # an own agent thread was started and has not arrived yet
     cdef bint agent                     # a thread is in ExecuteCompletionAgent

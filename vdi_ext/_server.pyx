@@ -178,7 +178,7 @@ cdef class ServerCore:
 
     cdef close_if_unused(self):
         """The Close that was put off, by whoever leaves last. Its result says only what the abort has said."""
-        if self.closing and not self.closed and self.exports == 0 and not self.agent and self.forks == fork_generation:
+        if self.put_off and not self.closed and self.exports == 0 and not self.agent and self.forks == fork_generation:
             self.close()
 
     cdef HRESULT run_agent(self, bint own) except? -1:
@@ -220,6 +220,7 @@ cdef class ServerCore:
             if self.state() != VDI_STATE_NORMALLY_TERMINATED:
                 self.abort("the server's process exits")
             self.closing = True
+        self.put_off = True
         if self.idle.wait(max(0.0, deadline - time.monotonic())):
             self.close_if_unused()
 

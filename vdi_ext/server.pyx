@@ -373,7 +373,7 @@ cdef class ServerDeviceSet:
         cdef ServerCore core = self._core
         if core.forks != fork_generation or not core.opened or core.closing:
             return
-        core.closing = True
+        core.closing = core.put_off = True
         if core.state() != VDI_STATE_NORMALLY_TERMINATED:
             core.abort("the server dropped the set without closing it")
         core.close_if_unused()
@@ -463,7 +463,10 @@ cdef class ServerDeviceSet:
             return
         core.abort(f"the server raised {kind.__name__}: {error}")
         core.closing = True
-        wait(lambda: None if core.exports else core.close())
+        if core.exports:
+            core.put_off = True
+        else:
+            wait(lambda: core.close())
         if core.failure is not None and core.failure is not error and core.failure is not error.__cause__:
             error.add_note(f"A completion callback had raised {core.failure!r}")
         core.failure = None

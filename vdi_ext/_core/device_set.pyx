@@ -353,11 +353,13 @@ cdef class VirtualDeviceSet:
         """
         cdef SetRef ref = self._ref
         cdef NativeCall call
-        if ref is None or not ref.is_open:
+        if ref is None:
             return
         if ref.generation != fork_generation:
-            ref.refuse()
-        if ref.exports:
+            if ref.is_open:
+                ref.refuse()
+            return
+        if ref.is_open and ref.exports:
             raise BufferError(
                 f"{'1 view is' if ref.exports == 1 else f'{ref.exports} views are'} alive on buffers of this set, to be "
                 "dropped before closing it (del array; with memoryview(command) as view: ...)"
@@ -368,7 +370,7 @@ cdef class VirtualDeviceSet:
                 return  # they never will; the end of the process closes
             PyErr_CheckSignals()
             time.sleep(0.002)
-        if not ref.is_open:  # another thread closed it meanwhile
+        if not ref.is_open:  # it has been closed, just now perhaps
             return
         ref.is_open = False
         call = _call(ref, CLOSE, None, None)

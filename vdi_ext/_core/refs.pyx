@@ -96,8 +96,10 @@ cdef class SetRef:
         if self.generation != fork_generation:
             return
         self.is_open = False
+        self.in_flight += 1
         with nogil:
             hr = self.p.lpVtbl.Close(self.p)
+        self.in_flight -= 1
         if hr < 0 and hr != VD_E_OPEN:  # devices were not at their end: so it was when the close was asked for
             try:
                 raise self.error(hr, "Close")
