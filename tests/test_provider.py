@@ -37,7 +37,12 @@ def test_rules(programs: Programs, name: str) -> None:
 
 @pytest.mark.threaded
 def test_traffic_with_both_halves_on_one_mapping(programs: Programs) -> None:
-    programs.check("traffic", "2000")
+    programs.check("traffic", "6000")  # the rings go round
+
+
+@pytest.mark.threaded
+def test_errors_with_many_commands_in_flight(programs: Programs) -> None:
+    programs.check("errors", "20000")
 
 
 @pytest.mark.threaded

@@ -456,6 +456,32 @@ static void ends_from_callback(void)
     }
 }
 
+static void drop_in_callback(Sent *s)
+{
+    (void)s;
+    in_callback = V(pair.client, Close); /* the other half, from the server's agent */
+    CHECK(V(pair.server, Release) == 0); /* the last reference: closes, under the agent that is running this */
+}
+
+static void release_in_callback(void)
+{
+    pair_ready(&pair, 1, 4096, 8);
+    send_writes(3);
+    sent[0].then = drop_in_callback;
+    complete(&pair, 0, get(&pair, 0), ERROR_SUCCESS);
+    expect_done(&sent[0], ERROR_SUCCESS);
+    pthread_join(pair.agent, NULL);
+    HR(in_callback, VD_E_OPEN);
+    expect_done(&sent[1], ERROR_OPERATION_ABORTED);
+    expect_done(&sent[2], ERROR_OPERATION_ABORTED);
+    Sent late;
+    sent_init(&late, VDC_Flush, NULL, 0);
+    expect_refused(&late, VD_E_PROTOCOL, ERROR_INVALID_HANDLE); /* the device is still there, and harmless */
+    V(pair.s[0], Release);
+    V(pair.c[0], Release);
+    V(pair.client, Release);
+}
+
 /* Close while other threads wait inside. */
 static void close_while_waiting(void)
 {
@@ -592,7 +618,8 @@ int main(int argc, char **argv)
     static const Test tests[] = {
         TEST(values_travel), TEST(any_order), TEST(reuse_in_callback), TEST(refusals), TEST(queue_full),
         TEST(io_error), TEST(each_error_code), TEST(abort_in_io_error), TEST(aborts), TEST(abort_while_configuring),
-        TEST(reason_travels), TEST(queued_before_close), TEST(ends_from_callback), TEST(close_while_waiting),
+        TEST(reason_travels), TEST(queued_before_close), TEST(ends_from_callback), TEST(release_in_callback),
+        TEST(close_while_waiting),
         TEST(callbacks_without_agent), TEST(server_timeout), TEST(server_timeout_restarts), TEST(no_server_timeout),
     };
     return run_tests(tests, sizeof tests / sizeof *tests, 30, argc, argv);
