@@ -273,7 +273,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     results = []
     head = ("ratio", "median", "middle half", "core", "goal", "reached", "rounds")
-    print(f"| {' | '.join(head)} |\n|{' --- |' * len(head)}")
+    if not options.list:
+        print(f"| {' | '.join(head)} |\n|{' --- |' * len(head)}")
 
     def run(ratios: list[Ratio]) -> None:
         for ratio in selected(ratios):

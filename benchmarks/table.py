@@ -19,7 +19,7 @@ from .stage import Stage, read_nothing
 SIZES = (64 << 10, 1 << 20, 4 << 20)
 DEPTHS = (1, 4, 16)
 BYTES = 128 << 20
-ROUNDS, SECONDS = 7, 12.0
+ROUNDS, SECONDS = 7, 20.0
 
 
 def row(stage: Stage, depth: int) -> dict[str, Callable[[], float]]:
@@ -37,18 +37,20 @@ def row(stage: Stage, depth: int) -> dict[str, Callable[[], float]]:
     }
 
 
-def measured(sides: dict[str, Callable[[], float]]) -> dict[str, float]:
-    """Median ns of each, undisturbed rounds where there are any."""
+def measured(sides: dict[str, Callable[[], float]]) -> tuple[dict[str, float], bool]:
+    """Median ns of each, and whether these are of undisturbed measurements."""
     quiet: dict[str, list[float]] = {name: [] for name in sides}
     every: dict[str, list[float]] = {name: [] for name in sides}
     end = perf_counter() + SECONDS
     while min(map(len, quiet.values())) < ROUNDS and (perf_counter() < end or min(map(len, every.values())) < 3):
         for name, side in sides.items():
-            value, alone = once(side, 0.5, crowded=name in ("Queue", "pipe 1M", "pipe"))
-            every[name].append(value)
-            if alone:
-                quiet[name].append(value)
-    return {name: statistics.median(quiet[name] or every[name]) for name in sides}
+            if len(quiet[name]) < ROUNDS:
+                value, alone = once(side, 0.5, crowded=name in ("Queue", "pipe 1M", "pipe"))
+                every[name].append(value)
+                if alone:
+                    quiet[name].append(value)
+    enough = min(map(len, quiet.values())) >= 3
+    return {name: statistics.median((quiet if enough else every)[name]) for name in sides}, enough
 
 
 def main() -> int:
@@ -60,13 +62,13 @@ def main() -> int:
                 stage = Stage(library, size, depth)
                 try:
                     with apart([stage.peer.pid], True):
-                        ns = measured(row(stage, depth))
+                        ns, quiet = measured(row(stage, depth))
                 finally:
                     stage.close()
                 if (size, depth) == (SIZES[0], DEPTHS[0]):
                     print(f"| block | depth | {' | '.join(ns)} |\n|{' --- |' * (len(ns) + 2)}")
                 rates = " | ".join(f"{size / value:.1f}" for value in ns.values())
-                print(f"| {size >> 10} KiB | {depth} | {rates} |", flush=True)
+                print(f"| {size >> 10} KiB{'' if quiet else ', not quiet'} | {depth} | {rates} |", flush=True)
     return 0
 
 
