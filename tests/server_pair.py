@@ -6,10 +6,18 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 
-from vdi_ext import DeviceSetConfig, Feature, VirtualDevice, VirtualDeviceSet
+from vdi_ext import (
+    DeviceSetConfig,
+    Feature,
+    VDNotOpenError,
+    VDOpenError,
+    VDProtocolError,
+    VirtualDevice,
+    VirtualDeviceSet,
+)
 from vdi_ext.server import ServerBuffer, ServerDevice, ServerDeviceSet
 
 BLOCK = 512
@@ -108,16 +116,12 @@ class Pair:
         return self.server.allocate_buffer(size, alignment)
 
     def abort_and_close(self) -> None:
-        for side in (self.client, self.server):
-            try:
-                side.signal_abort()
-            except Exception:  # noqa: BLE001 - closed already
-                pass
+        for abort in (self.client.signal_abort, self.server.signal_abort):
+            with suppress(VDNotOpenError, VDProtocolError):  # closed already
+                abort()
         self.server.close()
-        try:
+        with suppress(VDOpenError):  # devices open: expected after an abort
             self.client.close()
-        except Exception:  # noqa: BLE001 - devices open: expected after an abort
-            pass
 
     def __enter__(self) -> Pair:
         return self

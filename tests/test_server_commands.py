@@ -563,6 +563,9 @@ def test_the_agent_ends_with_close() -> None:
     with active() as pair:
         agent = start(pair.server.execute_completion_agent)
         until(lambda: pair.server.agent_running)
+        first = pair.device.send_command(CommandCode.FLUSH)
+        pair.reader.get_command(TIMEOUT).complete()
+        assert first.result(TIMEOUT).code == 0  # the agent has arrived
         future = pair.device.send_command(CommandCode.FLUSH)
         with pytest.raises(VDProtocolError):
             pair.server.close()
