@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_kill import BOUND, HERE, Peer, gone
+from test_kill import BOUND, HERE, Peer, gone, kill
 from test_storage import flip, litter
 
 from vdi_ext import cli, jobs
@@ -295,6 +295,24 @@ def test_a_signal_ends_a_restore_cleanly(tmp_path: Path, phase: str, number: int
         job.kill()
     assert (job.process.returncode, errors.count("\n")) == (code, 1), errors
     StoredSet(str(tmp_path / "set")).verify()
+
+
+def test_a_server_that_dies(tmp_path: Path) -> None:
+    arguments = ["backup", "synthetic:256M", str(tmp_path / "set")]
+    job = Peer(str(HERE / "job_process.py"), json.dumps({"run": "cli", "args": arguments, "hold": ["transferring"]}))
+    try:
+        held = job.hear()
+        assert held is not None and held.get("held") == "transferring"
+        server = held["children"][0]
+        kill(server)
+        job.send("go on")
+        errors = job.end()
+    finally:
+        job.kill()
+    assert job.process.returncode == 3
+    words = f"the server's process {server} was ended by signal 9 before it reported the statement's outcome"
+    assert errors == f"vdi-ext: {words}\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_second_signal_does_not_disturb_the_clean_up(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from ..config import DeviceSetConfig
 from ..constants import Feature
 from ..errors import VDAbortError, VDError, VDTimeoutError
 from .events import Reporter
-from .statements import SQLError, Statement, StatementLostError
+from .statements import SQLError, Statement
 
 _POLL = 0.1  # seconds between two looks at the statement
 _PATIENCE = 10.0  # seconds that one side is given to end after the other has
@@ -193,13 +193,11 @@ class Job:
                 thread.join(_PATIENCE)
 
     def _explained(self, error: VDAbortError) -> BaseException:
-        """The server's own words for an abort, where it had any."""
+        """What the server says of an abort, or its silence; the abort itself only where it reports no failure."""
         if self.statement is None or not self.statement.done:
             return error
         try:
             self.statement.result()
-        except StatementLostError:
-            return error
         except SQLError as sql:
             return sql
         return error
