@@ -308,6 +308,50 @@ static void waiting_is_cheap(void)
     pair_finish(&pair);
 }
 
+/* Somebody knocks while the primary has no descriptor left: it neither burns a core nor forgets him. */
+static void starved_primary(void)
+{
+    IClientVirtualDeviceSet2 *set = new_client();
+    VDConfig cfg = config(1);
+    struct rlimit limit, none;
+    watchdog("starved_primary", 20);
+    g_failures = 0;
+    NEED(V(set, CreateEx, NULL, board->name.text, &cfg));
+    getrlimit(RLIMIT_NOFILE, &limit);
+    none = limit;
+    int next = dup(0); /* the lowest free number is the limit */
+    close(next);
+    none.rlim_cur = (rlim_t)next;
+    setrlimit(RLIMIT_NOFILE, &none);
+    sem_post(&board->done);
+    wait_sem(&board->go);
+    double before = cpu_seconds();
+    HR(V(set, GetConfiguration, 500, &cfg), VD_E_TIMEOUT);
+    double used = cpu_seconds() - before;
+    if (!CHECK(used < 0.1))
+        printf("     %.3f s of processor time in half a second of waiting\n", used);
+    setrlimit(RLIMIT_NOFILE, &limit);
+    wait_sem(&board->go);
+    _exit(g_failures ? 1 : 0);
+}
+
+static void no_descriptor_left(void)
+{
+    new_board();
+    board->name = fresh_name();
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0)
+        starved_primary();
+    wait_sem(&board->done);
+    IServerVirtualDeviceSet2 *server = new_server();
+    sem_post(&board->go);
+    OK(V(server, Open, NULL, board->name.text)); /* as soon as there is one again */
+    sem_post(&board->go);
+    CHECK(child_status(child) == 0);
+    V(server, Release);
+}
+
 /* --- system calls: a thread in strict seccomp mode is killed by any but read, write and exit --- */
 
 enum { COMMANDS = 1000 };
@@ -385,7 +429,8 @@ int main(int argc, char **argv)
 {
     static const Test tests[] = {
         TEST(forked_children_are_inert), TEST(forks_in_traffic), TEST(secondary_meets_new_memory),
-        TEST(joining_is_bounded), TEST(waiting_is_cheap), TEST(no_system_calls_while_the_peer_is_awake),
+        TEST(joining_is_bounded), TEST(waiting_is_cheap), TEST(no_descriptor_left),
+        TEST(no_system_calls_while_the_peer_is_awake),
     };
     return run_tests(tests, sizeof tests / sizeof *tests, 30, argc, argv);
 }

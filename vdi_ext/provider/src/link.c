@@ -152,6 +152,8 @@ HRESULT link_listen(const struct set_name *who, bool with_group, gid_t group, in
 int link_accept(int listener, bool with_group, gid_t group, struct peer *peer) {
     peer->fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     peer->pidfd = -1;
+    if (peer->fd < 0 && errno != EAGAIN && errno != EINTR)
+        poll(NULL, 0, 10); /* no descriptor or no memory for him: he stays in the queue, and poll() says so at once */
     if (peer->fd < 0)
         return -1;
     if (!descriptor_track(peer->fd)) {
