@@ -1,6 +1,5 @@
 from ..libvdi cimport BYTE, VdiBufferInfo
 from .command cimport Command
-from .provider cimport fork_generation
 from .refs cimport SetRef
 
 

@@ -5,7 +5,7 @@ import dataclasses
 from ..errors import VDInvalidError, VDNotSupportedError
 
 cimport cython
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcpy, memset
 
 from ..libvdi cimport (
     BYTE,
@@ -17,7 +17,7 @@ from ..libvdi cimport (
     VdiBufferInfo,
 )
 from .command cimport Command, fill_buffer
-from .refs cimport SetRef, usable
+from .refs cimport SetRef
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,9 +96,10 @@ cdef class MappedBuffer:
         if self._buffer == NULL:
             return
         if self._exports:
+            views = "1 view is" if self._exports == 1 else f"{self._exports} views are"
             raise BufferError(
-                f"{'1 view is' if self._exports == 1 else f'{self._exports} views are'} alive on this buffer, to be "
-                "dropped before releasing it (del array; with memoryview(mapped) as view: ...)"
+                f"{views} alive on this buffer, to be dropped before releasing it "
+                "(del array; with memoryview(mapped) as view: ...)"
             )
         self._buffer = NULL
         self._set.use()

@@ -25,4 +25,6 @@ cdef class Command:
 
 
 cdef Command new_command(DeviceRef device, VDC_Command *c)
-cdef int fill_buffer(object exporter, Py_buffer *view, int flags, void *data, Py_ssize_t *length, bint readonly) except -1
+cdef int fill_buffer(
+    object exporter, Py_buffer *view, int flags, void *data, Py_ssize_t *length, bint readonly
+) except -1

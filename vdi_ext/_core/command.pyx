@@ -3,13 +3,13 @@
 import errno
 
 from ..constants import CommandCode, known
-from ..errors import VDNotOpenError, error_from_hresult
+from ..errors import error_from_hresult
 
 cimport cython
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
+from cpython.exc cimport PyErr_WarnEx, PyErr_WriteUnraisable
 from cpython.long cimport PyLong_AsUnsignedLongLong
 from cpython.number cimport PyNumber_Index
-from cpython.exc cimport PyErr_WarnEx, PyErr_WriteUnraisable
 
 from ..libvdi cimport (
     DWORD,
@@ -17,10 +17,8 @@ from ..libvdi cimport (
     ERROR_DISK_FULL,
     ERROR_NOT_SUPPORTED,
     ERROR_OPERATION_ABORTED,
-    ERROR_SUCCESS,
     HRESULT,
     VD_E_ABORT,
-    VD_E_NOTOPEN,
     VDC_ClearError,
     VDC_Command,
     VDC_Read,
@@ -44,15 +42,15 @@ cdef const char *_FORMAT = "B"
 cdef class Command:
     """One command, from `VirtualDevice.get_command` until it is completed.
 
-    Supports the buffer protocol: ``memoryview(command)``, ``np.frombuffer(command, ...)``, ``file.write(command)`` reach
-    the shared buffer itself (uint8, shape ``(size,)``), read-only for a WRITE, writable for a READ. A view keeps the
-    memory mapped, whatever else is dropped; while one lives the command can not be completed, because the server would
-    reuse the memory.
+    Supports the buffer protocol: ``memoryview(command)``, ``np.frombuffer(command, ...)``, ``file.write(command)`` all
+    reach the shared buffer itself (uint8, shape ``(size,)``), read-only for a WRITE, writable for a READ. A view keeps
+    the memory mapped, whatever else is dropped; while one lives the command can not be completed, because the server
+    would reuse the memory.
 
     As a context manager it completes what was left uncompleted. Without an exception: WRITE and CLEAR_ERROR with
     SUCCESS; READ with OPERATION_ABORTED and a `ValueError`, because it needs its count; any other with NOT_SUPPORTED.
-    With an exception: DISK_FULL for ``OSError(ENOSPC)``, else OPERATION_ABORTED, as soon as no view lives; the exception
-    goes on unchanged.
+    With an exception: DISK_FULL for ``OSError(ENOSPC)``, else OPERATION_ABORTED, as soon as no view lives; the
+    exception goes on unchanged.
 
     One that is dropped uncompleted is completed with OPERATION_ABORTED and gives a `ResourceWarning`.
 

@@ -15,7 +15,7 @@ from ..libvdi cimport (
     VDI_STATE_NORMALLY_TERMINATED,
 )
 from .command cimport Command, new_command
-from .refs cimport DeviceRef, SetRef, deadline_after, slice_of, usable
+from .refs cimport DeviceRef, deadline_after, slice_of, usable
 
 
 cdef enum:

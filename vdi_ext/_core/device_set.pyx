@@ -17,7 +17,6 @@ from ..libvdi cimport (
     IClientVirtualDeviceSet2,
     IID_IClientVirtualDeviceSet2,
     IID_IVdiEmbeddedSet,
-    IVdiEmbeddedSet,
     VD_E_NOTOPEN,
     VD_E_NOTSUPPORTED,
     VD_E_TIMEOUT,
@@ -54,8 +53,8 @@ cdef class VirtualDeviceSet:
     Made by `create` (the primary client) or `open_in_secondary` (any further process). As a context manager it is
     closed at the end; an exception aborts the operation first, for all processes of the set, and goes on unchanged.
 
-    Its memory stays mapped as long as a view of a command or mapped buffer lives, whatever is dropped first. In a forked
-    child it is inert: calls raise `VDNotOpenError`, and dropping it does nothing.
+    Its memory stays mapped as long as a view of a command or mapped buffer lives, whatever is dropped first. In a
+    forked child it is inert: calls raise `VDNotOpenError`, and dropping it does nothing.
 
     Threads: any thread may call anything at any time. `close` makes calls that wait in other threads raise.
 
@@ -90,8 +89,8 @@ cdef class VirtualDeviceSet:
         instance : str, optional
             Instance of SQL Server that runs the statement, without the machine; None or empty is the default one.
         provider : Provider, str or os.PathLike, optional
-            A `Provider`, ``"embedded"``, ``"system"`` or the path of a library. None: SQL Server's component where it is
-            installed and usable, else the embedded provider.
+            A `Provider`, ``"embedded"``, ``"system"`` or the path of a library. None: SQL Server's component where it
+            is installed and usable, else the embedded provider.
         group : str or int, optional
             Name or number of a group of the operating system whose members may join, besides the same user. Embedded
             provider only.
@@ -360,9 +359,10 @@ cdef class VirtualDeviceSet:
                 ref.refuse()
             return
         if ref.is_open and ref.exports:
+            views = "1 view is" if ref.exports == 1 else f"{ref.exports} views are"
             raise BufferError(
-                f"{'1 view is' if ref.exports == 1 else f'{ref.exports} views are'} alive on buffers of this set, to be "
-                "dropped before closing it (del array; with memoryview(command) as view: ...)"
+                f"{views} alive on buffers of this set, to be dropped before closing it "
+                "(del array; with memoryview(command) as view: ...)"
             )
         ref.closing = True
         while ref.in_flight:  # waiting calls look at `closing` between their slices

@@ -9,7 +9,6 @@ cimport cython
 from .._errors cimport check
 from ..libvdi cimport (
     CLSID,
-    DWORD,
     HRESULT,
     IID,
     IClassFactory,

@@ -126,7 +126,7 @@ cdef class SetRef:
 cdef class DeviceRef:
 
     cdef int fetching(self) except -1:
-        """Before GetCommand: one thread at a time, and on another library than the embedded provider always the same."""
+        """Before GetCommand: one thread at a time, and always the same where `owner` counts."""
         cdef HRESULT hr
         if self.getting:
             raise RuntimeError("another thread is in get_command() of this device; one at a time")
