@@ -536,3 +536,20 @@ def test_a_mapped_buffer_after_an_abort() -> None:
         view.release()
         with pytest.raises((vdi.VDAbortError, vdi.VDInvalidError)):
             mapped.release()
+
+
+def test_a_secondary_in_the_primary_s_own_process() -> None:
+    with pair() as both:
+        command, future = both.command(data=pattern(1))
+        handle = both.vds.get_buffer_handle(command)
+        with (
+            vdi.VirtualDeviceSet.open_in_secondary(both.vds.name) as second,
+            second.map_buffer_handle(handle) as shared,
+        ):
+            with memoryview(shared) as view:
+                assert view == pattern(1)
+            with pytest.raises(vdi.VDInvalidError, match="another set"):
+                second.get_buffer_handle(command)
+        command.complete()
+        assert future.result(WAIT).code == 0
+        both.finish()
