@@ -145,6 +145,22 @@ def test_a_device_keeps_its_set() -> None:
             gc.collect()
 
 
+def test_a_late_completion_that_fails_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: heard.append(args.exc_value))
+    with pair() as both:
+        command, _ = both.command()
+        view = memoryview(command)
+        with pytest.raises(ZeroDivisionError), command:
+            raise ZeroDivisionError  # the completion waits for the view
+        both.finish()  # section 6.2: a device that has reported VD_E_CLOSE takes no completion
+        try:
+            raise LookupError("on its way")
+        except LookupError:
+            view.release()
+    assert [type(error) for error in heard] == [vdi.VDProtocolError]
+
+
 def test_weak_references() -> None:
     with pair() as both:
         command, _ = both.command()

@@ -7,7 +7,7 @@ from ..errors import error_from_hresult
 
 cimport cython
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
-from cpython.exc cimport PyErr_WarnEx, PyErr_WriteUnraisable
+from cpython.exc cimport PyErr_WarnEx
 from cpython.long cimport PyLong_AsUnsignedLongLong
 from cpython.number cimport PyNumber_Index
 
@@ -261,10 +261,7 @@ cdef class Command:
         if self._deferred and self._exports == 0 and self._outstanding():
             hr = self._finish(self._deferred_code, 0, 0)
             if hr < 0 and hr != VD_E_ABORT:
-                try:
-                    raise ref.error(hr, "CompleteCommand")
-                except BaseException:
-                    PyErr_WriteUnraisable(self)
+                ref.report(hr, "CompleteCommand", self)
         ref.settle()
 
 

@@ -36,6 +36,7 @@ cdef class SetRef:
     cdef object error(self, HRESULT hr, const char *op)
     cdef int check(self, HRESULT hr, const char *op) except -1
     cdef int between_slices(self) except -1
+    cdef void report(self, HRESULT hr, const char *op, object where) noexcept
     cdef void leave(self) noexcept
     cdef void settle(self) noexcept
 

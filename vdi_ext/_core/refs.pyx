@@ -11,7 +11,15 @@ from time import monotonic
 from ..errors import VDNotOpenError, error_from_hresult
 
 cimport cython
-from cpython.exc cimport PyErr_CheckSignals, PyErr_WarnEx, PyErr_WriteUnraisable
+from cpython.exc cimport (
+    PyErr_CheckSignals,
+    PyErr_Fetch,
+    PyErr_Restore,
+    PyErr_SetObject,
+    PyErr_WarnEx,
+    PyErr_WriteUnraisable,
+)
+from cpython.ref cimport PyObject
 
 from ..libvdi cimport (
     DWORD,
@@ -83,6 +91,17 @@ cdef class SetRef:
             self.in_flight += 1
         return self.use()
 
+    cdef void report(self, HRESULT hr, const char *op, object where) noexcept:
+        """Hand a failure that nobody can be told of to sys.unraisablehook, whatever exception is on its way."""
+        cdef PyObject *kind
+        cdef PyObject *value
+        cdef PyObject *traceback
+        PyErr_Fetch(&kind, &value, &traceback)
+        error = self.error(hr, op)
+        PyErr_SetObject(type(error), error)
+        PyErr_WriteUnraisable(where)
+        PyErr_Restore(kind, value, traceback)
+
     cdef void leave(self) noexcept:
         """A native call that had raised `in_flight` has returned."""
         self.in_flight -= 1
@@ -101,10 +120,7 @@ cdef class SetRef:
             hr = self.p.lpVtbl.Close(self.p)
         self.in_flight -= 1
         if hr < 0 and hr != VD_E_OPEN:  # devices were not at their end: so it was when the close was asked for
-            try:
-                raise self.error(hr, "Close")
-            except BaseException:
-                PyErr_WriteUnraisable(self)
+            self.report(hr, "Close", self)
 
     def __dealloc__(self):
         if self.p == NULL or self.generation != fork_generation:
