@@ -108,7 +108,9 @@ class BuildExt(build_ext):
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             built = list(pool.map(compile_one, sources))
         # nodelete: threads and fork handlers of the library may outlive a dlclose.
-        link = ["-shared", "-pthread", "-Wl,-z,nodelete", "-Wl,--as-needed", "-Wl,-soname,libsqlvdi.so", *LINK]
+        # symbolic: the library's own entry is used, whatever the program exports.
+        ld = "-Wl,-z,nodelete,--as-needed,-Bsymbolic-functions,-soname,libsqlvdi.so"
+        link = ["-shared", "-pthread", ld, *LINK]
         fresh = f"{target}.new"
         self.call([*cxx, *link, *built, "-o", fresh])
         os.replace(fresh, target)  # never write into a file that a running process has mapped

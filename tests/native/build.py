@@ -69,7 +69,8 @@ class Programs:
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(compile_one, sorted([*SOURCES.glob("*.c"), *SOURCES.glob("*.cpp")])))
-        self._run(self.cc, "-shared", "-Wl,-soname,libsqlvdi.so", *objects, "-o", self.library)
+        link = ["-shared", "-Wl,-Bsymbolic-functions", "-Wl,-soname,libsqlvdi.so"]
+        self._run(self.cc, *link, *objects, "-o", self.library)
 
     def program(self, name: str) -> Path:
         """Builds a program if that has not been done, and gives its path."""

@@ -70,6 +70,13 @@ enum { SUCCESS = 0, HANDLE_EOF = 38, NOT_SUPPORTED = 50, DISK_FULL = 112 };
 static const int TIMEOUT = -2139684861, ABORT = -2139684860, INVALID = -2139684858, NOT_SUPPORTED_CONFIG = -2139684855,
                  PROTOCOL = -2139684852, OPEN = -2139684851, CLOSED = -2139684850;
 
+/* A program may have a COM library of its own: the classes must not take its entry for theirs. */
+extern "C" int DllGetClassObject(const void *, const void *, void **)
+{
+    printf("FAIL the classes use the program's own class factory\n");
+    abort();
+}
+
 static int failures;
 
 static void expect(int line, const char *what, long got, long expected)
