@@ -1,8 +1,9 @@
 """The native set of the server half. Private; see _server.pxd."""
 
 from collections.abc import Callable
-from typing import TypeVar, final
+from typing import Any, TypeVar, final
 
+__pyx_capi__: dict[str, Any]
 _T = TypeVar("_T")
 
 @final
