@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from .._core.provider import Provider
@@ -53,7 +54,7 @@ class StatementLostError(SQLError):
     """The server went away before it reported the outcome, which is not known."""
 
 
-class Statement:
+class Statement(ABC):
     """A running statement. `result` tells how it ended; any thread may ask."""
 
     def __init__(self) -> None:
@@ -89,9 +90,9 @@ class Statement:
             raise self._error
         return self.messages
 
+    @abstractmethod
     def stop(self) -> None:
         """Wait until nothing of the statement is left; a server of our own is ended."""
-        raise NotImplementedError
 
     def _end(self, error: SQLError | None) -> None:
         self._error = error
