@@ -23,6 +23,12 @@ PROVIDER = ROOT / "vdi_ext" / "provider" / "libsqlvdi.so"
 GRACE = 5.0  # seconds that a thread or process which is on its way out may take
 
 
+def pytest_configure() -> None:
+    # A shell that starts a job in the background has Ctrl-C ignored in it and in all its children.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder ../shared; tests that need it are skipped where it is absent, and fail where it is required."""
