@@ -14,7 +14,7 @@ ANSWER = 0.2  # seconds
 ROUNDS = 5
 
 WAITING = """
-import os, signal, threading, time
+import _thread, os, signal, threading, time
 
 def interrupted(call, is_waiting):
     '''Seconds from the signal to the KeyboardInterrupt out of call().'''
@@ -197,6 +197,10 @@ def test_interrupting_a_secondary_whose_primary_does_not_answer(call: str) -> No
                         break
             finally:
                 os.kill(pid, signal.SIGCONT)
+            deadline = time.monotonic() + WAIT
+            while _thread._count() and time.monotonic() < deadline:
+                time.sleep(0.001)
+            assert _thread._count() == 0  # the helpers have ended by themselves
             try:
                 vds.close()
             except vdi.VDOpenError:
