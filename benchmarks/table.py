@@ -19,7 +19,7 @@ from .stage import Stage, read_nothing
 SIZES = (64 << 10, 1 << 20, 4 << 20)
 DEPTHS = (1, 4, 16)
 BYTES = 128 << 20
-ROUNDS, SECONDS = 7, 20.0
+ROUNDS, SECONDS = 7, 15.0
 
 
 def row(stage: Stage, depth: int) -> dict[str, Callable[[], float]]:
