@@ -409,7 +409,8 @@ def test_a_buffer_serves_its_own_set_only() -> None:
 
 
 def test_is_shared_buffer_takes_anything_with_memory() -> None:
-    np = pytest.importorskip("numpy")
+    import numpy as np
+
     with active() as pair:
         buffer = pair.buffer()
         view = memoryview(buffer)
