@@ -303,11 +303,19 @@ def test_a_client_that_gives_up_ends_the_wait_for_a_locked_database(tmp_path: Pa
         db.execute("CREATE TABLE t(a)")
         db.execute("BEGIN EXCLUSIVE")
 
+        waits = threading.Event()
+
+        class Locked(Sqlite):
+            def snapshot(self, *args):
+                waits.set()  # the server's devices are open by now, which ours may have been before
+                return super().snapshot(*args)
+
         def loop(number: int, device: VirtualDevice) -> None:
-            one.abort()  # configured and open: the server waits for the lock
+            assert waits.wait(60)
+            one.abort()
 
         with client(1, Recorder(1), loop=loop) as one, pytest.raises(SqlError) as info:
-            Engine({"db": Sqlite(str(path))}).execute(f"BACKUP DATABASE db TO {one.clauses}")
+            Engine({"db": Locked(str(path))}).execute(f"BACKUP DATABASE db TO {one.clauses}")
     assert numbers(info.value.messages) == [3202, 3013]
     assert isinstance(info.value.__cause__, VDAbortError)
     assert os.listdir(tmp_path) == ["a.db"]
