@@ -283,9 +283,11 @@ def test_a_signal_ends_a_backup_cleanly(tmp_path: Path, phase: str, number: int,
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("phase", ["verifying", "creating", "configuring", "opening", "transferring"])
 def test_a_signal_ends_a_restore_cleanly(tmp_path: Path, phase: str, number: int, code: int, source: str) -> None:
-    assert run("backup", source, tmp_path / "set", "--quiet").returncode == 0
-    arguments = ["restore", str(tmp_path / "set"), f"replay:{tmp_path / 'a'},{tmp_path / 'b'}", "--verify-first",
-                 "--max-transfer-size", "64KiB"]
+    target = f"replay:{tmp_path / 'a'},{tmp_path / 'b'}"
+    if phase == "transferring":  # held at the first report of progress: it must not be the last
+        source = target = "synthetic:256M"
+    assert run("backup", source, tmp_path / "set", "--quiet", "--devices", "2").returncode == 0
+    arguments = ["restore", str(tmp_path / "set"), target, "--verify-first", "--max-transfer-size", "64KiB"]
     job = Peer(str(HERE / "job_process.py"), json.dumps({"run": "cli", "args": arguments, "hold": [phase]}))
     try:
         assert (job.hear() or {}).get("held") == phase
