@@ -1,0 +1,203 @@
+"""The device set of one statement: opened, configured, driven and closed in the way that fits how it went."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..constants import CommandCode, Feature
+from ..errors import VDError, VDInvalidError
+from ..mtf import MtfError
+from ..server import ServerDevice, ServerDeviceSet
+from .database import DatabaseError, PageDamage
+from .failures import Explainer, Failure
+from .messages import message
+from .replay import ReplayDifference
+from .transfer import SMALL_BUFFER, Consumer, Producer, Transfer, TransferError
+from .tsql import Statement
+
+if TYPE_CHECKING:
+    from .server import Engine
+
+DEFAULT_BLOCK_SIZE = 512
+DEFAULT_TRANSFER_SIZE = 1 << 20
+DEFAULT_BUFFERS = 4  # at least; two for each of many devices
+ALIGNMENT = 4096  # bytes; what O_DIRECT wants
+
+# Pipe-like and disk-like devices; what the other bits offer is never asked for.
+_SUPPORTED = (
+    Feature.REMOVABLE | Feature.RANDOM_ACCESS | Feature.DISCARD | Feature.SNAPSHOT_PREPARE | Feature.REQUEST_COMPLETE
+    | Feature.LATCH_STATS
+)  # fmt: skip
+_FILE_NOT_FOUND = 0x80070002  # what SQL Server prints where the interface says VD_E_INVALID (section 12.4)
+
+
+class DeviceRun:
+    """Opens the set of a statement and moves its data.
+
+    Parameters
+    ----------
+    engine : Engine
+    statement : Statement
+    explainer : Explainer
+    progress : callable
+        Called with bytes of the database that were moved.
+    """
+
+    def __init__(
+        self, engine: Engine, statement: Statement, explainer: Explainer, progress: Callable[[int], None]
+    ) -> None:
+        self._engine = engine
+        self._statement = statement
+        self._explainer = explainer
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._set: ServerDeviceSet | None = None
+        self._buffers = 0
+        self._complete = False
+        self._random_access = False
+
+    @property
+    def block_size(self) -> int:
+        """Bytes."""
+        return self._statement.block_size or DEFAULT_BLOCK_SIZE
+
+    @property
+    def transfer_size(self) -> int:
+        """Bytes."""
+        return self._statement.max_transfer_size or DEFAULT_TRANSFER_SIZE
+
+    def cancel(self) -> None:
+        """End it. Any thread."""
+        with self._lock:
+            self._explainer.cancelled = True
+            device_set = self._set
+        if device_set is not None:
+            with contextlib.suppress(VDError):  # it ended by itself meanwhile
+                device_set.signal_abort("the statement was cancelled")
+
+    def check(self) -> None:
+        """Whether to go on with what is not a transfer; raises after an abort, also by `cancel`."""
+        assert self._set is not None
+        self._set.get_configuration()
+
+    def write(self, streams: Callable[[], Producer]) -> None:
+        """Send streams, then Flush, and Complete where granted.
+
+        Parameters
+        ----------
+        streams : callable
+            Called once the client waits for nothing else: making the snapshot may take long.
+
+        Raises
+        ------
+        Failure
+        """
+        self._run(streams, None)
+
+    def read(self, consumer: Consumer) -> None:
+        """Read until the consumer has what it wants. Raises `Failure`."""
+        self._run(None, consumer)
+
+    def _run(self, streams: Callable[[], Producer] | None, consumer: Consumer | None) -> None:
+        device_set = self._open()
+        # An unexpected exception leaves through here: it aborts, and the native Close waits for the last view.
+        # What Close itself could say is known by then.
+        with contextlib.suppress(VDError), device_set:
+            with self._lock:
+                self._set = device_set
+            try:
+                failure = self._drive(device_set, streams, consumer)
+            finally:
+                with self._lock:
+                    self._set = None
+        if failure is not None:
+            raise failure
+
+    def _drive(
+        self, device_set: ServerDeviceSet, streams: Callable[[], Producer] | None, consumer: Consumer | None
+    ) -> Failure | None:
+        """Everything between Open and Close; returns what failed."""
+        devices: list[ServerDevice] = []
+        failure = None
+        explain = self._explainer.explain
+        try:
+            if self._explainer.cancelled:
+                raise Failure(None, message(3204))
+            self._configure(device_set, streams is not None)
+            for name in self._statement.devices:
+                devices.append(device_set.open_device(name))
+            try:
+                self._move(device_set, devices, streams, consumer)
+            except (TransferError, MtfError, PageDamage, ReplayDifference, DatabaseError) as error:
+                failure = explain(error, devices, consumer)
+                if streams is not None and not isinstance(error, TransferError):
+                    raise failure from None  # our own failure, with commands in flight
+                # Nothing is in flight: the client sees its devices closed, and learns the rest from the statement.
+            for device in devices:
+                with contextlib.suppress(VDError) if failure is not None else contextlib.nullcontext():
+                    device.close_device()
+        except Failure as error:
+            failure = error
+            _abort(device_set, str(error.messages[0].text))
+        except VDError as error:
+            failure = failure or explain(error, devices, consumer)
+            _abort(device_set, str(error))
+        return failure
+
+    def _open(self) -> ServerDeviceSet:
+        name, engine = self._statement.devices[0], self._engine
+        try:
+            return ServerDeviceSet.open(name, instance=engine.instance, provider=engine.provider)  # type: ignore[arg-type]
+        except VDError as error:
+            code = _FILE_NOT_FOUND if isinstance(error, VDInvalidError) else error.code
+            raise self._explainer.open(error, code, 7) from None
+
+    def _configure(self, device_set: ServerDeviceSet, writing: bool) -> None:
+        """Decide from the statement and what the client asked for (sections 4.2 and 4.3)."""
+        statement, asked = self._statement, device_set.get_configuration()
+        if asked.device_count != len(statement.devices) or asked.features & ~_SUPPORTED:
+            raise Failure(None, message(3261))
+        self._complete = writing and bool(asked.features & Feature.REQUEST_COMPLETE)
+        self._random_access = bool(asked.features & Feature.RANDOM_ACCESS)
+        features = asked.features | (Feature.WRITE_MEDIA if writing else Feature.READ_MEDIA)
+        if self._complete:
+            features |= Feature.COMPLETE_ENABLED
+        alignment = max(ALIGNMENT, self.block_size, asked.alignment)
+        device_set.begin_configuration(features, self.block_size, alignment, self.transfer_size)
+        self._buffers = statement.buffer_count or max(DEFAULT_BUFFERS, 2 * len(statement.devices))
+        device_set.request_buffers(self.transfer_size, 0, self._buffers)
+        device_set.request_buffers(SMALL_BUFFER, 0, len(statement.devices))
+        device_set.end_configuration()
+
+    def _move(
+        self,
+        device_set: ServerDeviceSet,
+        devices: list[ServerDevice],
+        streams: Callable[[], Producer] | None,
+        consumer: Consumer | None,
+    ) -> None:
+        transfer = Transfer(
+            device_set,
+            devices,
+            buffers=self._buffers,
+            transfer_size=self.transfer_size,
+            block_size=self.block_size,
+            random_access=self._random_access,
+            progress=self._progress,
+        )
+        try:
+            if streams is not None:
+                last = (CommandCode.FLUSH, CommandCode.COMPLETE) if self._complete else (CommandCode.FLUSH,)
+                transfer.write(streams(), last)
+            elif consumer is not None:
+                transfer.read(consumer)
+        finally:
+            transfer.release()
+
+
+def _abort(device_set: ServerDeviceSet, reason: str) -> None:
+    with contextlib.suppress(VDError):  # it may be aborted already
+        device_set.signal_abort(reason)
