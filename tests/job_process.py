@@ -71,7 +71,7 @@ def held_progress(options: object):
 
 def main() -> int:
     if order["run"] == "cli":
-        cli._progress = held_progress
+        cli.output.progress = held_progress
         return cli.main(order["args"])
     kwargs = dict(order.get("kwargs", {}), progress=progress)
     if order["run"] == "backup":

@@ -1,0 +1,65 @@
+"""What subcommands share: how each is made, and the options of every statement."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from .exits import EXIT_CODES
+
+ADDRESSES = """\
+addresses of databases (stand-in server):
+  sqlite:PATH           a live SQLite file
+  replay:PATH[,PATH..]  existing backup files, one per device
+                        restore compares with them, or writes them where they are not there
+  synthetic:SIZE[:SEED] generated pages, e.g. synthetic:10GiB:7
+"""
+
+EPILOG = ADDRESSES + "\n" + EXIT_CODES
+Run = Callable[[argparse.Namespace], int]
+
+
+def new_command(commands: Any, name: str, run: Run, text: str) -> argparse.ArgumentParser:
+    """Add a subcommand that can report as JSON or keep quiet; `run` gets its options and returns the exit code."""
+    plain = argparse.RawDescriptionHelpFormatter
+    added = commands.add_parser(name, help=text, description=text, formatter_class=plain, epilog=EPILOG)
+    added.set_defaults(run=run)
+    output = added.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="report as JSON, one object per line")
+    output.add_argument("--quiet", action="store_true", help="no progress")
+    return added
+
+
+def add_statement_options(added: argparse.ArgumentParser) -> None:
+    """The options that backup and restore share; `statement_options` reads them."""
+    added.add_argument("--database", metavar="NAME", help="name in the statement (default: from the address)")
+    added.add_argument("--provider", metavar="WHICH", help="embedded, system, or the path of a library")
+    added.add_argument("--block-size", type=size, metavar="SIZE", help="WITH BLOCKSIZE, in bytes (64KiB = 65536)")
+    added.add_argument("--buffer-count", type=int, metavar="N", help="WITH BUFFERCOUNT")
+    added.add_argument("--max-transfer-size", type=size, metavar="SIZE", help="WITH MAXTRANSFERSIZE, in bytes")
+    added.add_argument("--checksum", action="store_true", help="WITH CHECKSUM")
+    added.add_argument("--stats", type=int, metavar="PERCENT", help="WITH STATS: messages of the server's progress")
+    added.add_argument("--no-complete", action="store_true", help="do without the Complete command after Flush")
+    added.add_argument("--in-process", action="store_true", help="run the stand-in server in this process")
+
+
+def statement_options(options: argparse.Namespace) -> dict:
+    return {
+        "database": options.database,
+        "provider": options.provider,
+        "block_size": options.block_size,
+        "buffer_count": options.buffer_count,
+        "max_transfer_size": options.max_transfer_size,
+        "checksum": options.checksum,
+        "stats": options.stats,
+        "request_complete": not options.no_complete,
+        "own_process": not options.in_process,
+    }
+
+
+def size(text: str) -> int:
+    units = {"": 1, "k": 1 << 10, "m": 1 << 20, "kib": 1 << 10, "mib": 1 << 20}
+    number = text.rstrip("kKmMiIbB")
+    unit = text[len(number) :].lower()
+    if not number.isdecimal() or unit not in units:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: give bytes, or a number with KiB or MiB")
+    return int(number) * units[unit]
