@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-LEAVES = {"constants", "config", "errors"}
+LEAVES = {"constants", "config", "errors", "events"}
 NATIVE = {"libvdi", "_errors"}
 PUBLIC = {"_core", "streams", "pipeline", "workers", "storage", "mtf"}
 
@@ -26,6 +26,7 @@ MAY_USE: dict[str, set[str]] = {
     "constants": set(),
     "errors": {"constants"},
     "config": {"constants", "errors"},
+    "events": {"config", "constants"},
     "libvdi": set(),
     "_errors": {"libvdi"},
     "_core": NATIVE,

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 
 from .._core.command import Command
@@ -14,8 +14,9 @@ from ..constants import CommandCode, CompletionCode
 from ..errors import VDAbortError
 from ..storage import SetWriter, StorageError, StripeWriter
 from .addresses import describe_source
+from .answering import DONE, Answer, answer_commands, complete
 from .common import Result, checked_devices, chosen_provider, completion_for, statement_text, tool_version
-from .events import Progress, Reporter
+from .events import Consumer, Progress, Reporter
 from .job import Job
 from .statements import Statement, submit
 
@@ -40,6 +41,7 @@ def backup(
     request_complete: bool = True,
     own_process: bool = True,
     inspect: Inspect | None = None,
+    events: Consumer | Iterable[Consumer] | None = None,
 ) -> Result:
     """Back up a database into a new set of stripes.
 
@@ -68,6 +70,8 @@ def backup(
         ``inspect(device_set, device, command)`` is called on the device's thread (device: from 1) with each Write
         before it is stored: to look at the shared buffer, or to hand it to other processes. It must have dropped its
         views when it returns. What it raises ends the job.
+    events : callable or iterable of callable, optional
+        Consumers of everything that happens, as `vdi_ext.events.EventStream` takes them.
 
     Returns
     -------
@@ -99,7 +103,7 @@ def backup(
         "STATS": stats,
     }
     library = chosen_provider(provider)
-    reporter = Reporter("backup", progress, described.size)
+    reporter = Reporter("backup", progress, described.size, events)
     writer = SetWriter(
         os.fspath(target), count, expected_size=described.size or 0, database=name, source=source,
         tool=f"vdi-ext {tool_version()}",
@@ -169,43 +173,45 @@ class _Store:
         self._failed: OSError | None = None
 
     def serve(self, job: Job, device: VirtualDevice) -> None:
+        self._job = job
         try:
-            for command in device:
-                with command:
-                    self._answer(job, command)
+            answer_commands(device, self._stripe.number, self._answer, job.events)
         except VDAbortError:
             if self._failed is None:
                 raise
         if self._failed is not None:  # also where the server's answer to it was an abort
             raise StorageError(f"{self._stripe.label}: {self._failed.strerror}") from self._failed
 
-    def _answer(self, job: Job, command: Command) -> None:
-        if command.code is CommandCode.WRITE:
-            if self._inspect is not None and self._failed is None and job.device_set is not None:
-                self._inspect(job.device_set, self._stripe.number, command)
-            count = self._store(command, lambda: self._stripe.write(command))
-            if count is not None:
-                self._reporter.advance(count)
-                command.complete()
-        elif command.code in (CommandCode.FLUSH, CommandCode.COMPLETE):
+    def _answer(self, command: Command) -> Answer:
+        code = command.code
+        if code is CommandCode.WRITE:
+            if self._inspect is not None and self._failed is None and self._job.device_set is not None:
+                self._inspect(self._job.device_set, self._stripe.number, command)
+            count = self._store(lambda: self._stripe.write(command))
+            if count is None:
+                return self._refuse(command)
+            self._reporter.advance(count)
+        elif code in (CommandCode.FLUSH, CommandCode.COMPLETE):
             self._reporter.phase("flushing", device=self._stripe.number)
-            last = command.code is CommandCode.COMPLETE or not job.complete_granted
-            prepared = self._store(command, lambda: self._stripe.seal(complete=last))
-            if prepared is not None:
-                if prepared:
-                    self._reporter.phase("prepared", device=self._stripe.number)
-                command.complete()
-        elif command.code is CommandCode.CLEAR_ERROR:
-            command.complete()
-        else:
-            command.complete(CompletionCode.NOT_SUPPORTED)
+            last = code is CommandCode.COMPLETE or not self._job.complete_granted
+            prepared = self._store(lambda: self._stripe.seal(complete=last))
+            if prepared is None:
+                return self._refuse(command)
+            if prepared:
+                self._reporter.phase("prepared", device=self._stripe.number)
+        elif code is not CommandCode.CLEAR_ERROR:
+            return complete(command, CompletionCode.NOT_SUPPORTED)
+        command.complete()
+        return DONE
 
-    def _store(self, command: Command, act: Callable[[], int]) -> int | None:
-        # A failed store goes on answering, with an error: the server ends its statement and closes the devices.
+    def _store(self, act: Callable[[], int]) -> int | None:
         if self._failed is None:
             try:
                 return act()
             except OSError as error:
                 self._failed = error
-        command.complete(completion_for(self._failed), 0)
         return None
+
+    def _refuse(self, command: Command) -> Answer:
+        # A failed store goes on answering, with an error: the server ends its statement and closes the devices.
+        return complete(command, completion_for(self._failed), 0)

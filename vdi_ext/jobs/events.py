@@ -2,8 +2,9 @@
 
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+
+from ..events import Consumer, EventStream, MessageEvent, ProgressEvent
 
 _TICK = 0.1  # seconds between two reports of progress
 
@@ -22,51 +23,28 @@ PHASES = (
 )
 
 
-@dataclass(frozen=True)
-class ProgressEvent:
-    """One report of a running job.
-
-    Attributes
-    ----------
-    job : str
-        ``"backup"``, ``"restore"`` or ``"recover"``.
-    phase : str
-        One of `PHASES`, or ``"message"`` for a message of the server.
-    bytes_done : int
-        Bytes moved so far, all devices together.
-    bytes_total : int or None
-        Bytes expected: of a backup an estimate, exact otherwise.
-    elapsed : float
-        Seconds since the job began.
-    device : int or None
-        The device concerned, from 1; None: all.
-    message : str or None
-        The server's words, or what a phase is about.
-    """
-
-    job: str
-    phase: str
-    bytes_done: int
-    bytes_total: int | None
-    elapsed: float
-    device: int | None = None
-    message: str | None = None
-
-    def to_dict(self) -> dict:
-        """The fields that are set, for a JSON line."""
-        fields = {name: value for name, value in asdict(self).items() if value is not None}
-        return {**fields, "elapsed": round(self.elapsed, 3)}
-
-
 Progress = Callable[[ProgressEvent], None]
 
 
 class Reporter:
-    """Counts bytes and calls the user's `progress`, one call at a time, from whichever thread has news."""
+    """Counts bytes and calls the user's `progress`, one call at a time, from whichever thread has news.
 
-    def __init__(self, job: str, progress: Progress | None, total: int | None = None) -> None:
+    Attributes
+    ----------
+    events : EventStream
+        Is told the same, and by the rest of the job more.
+    """
+
+    def __init__(
+        self,
+        job: str,
+        progress: Progress | None,
+        total: int | None = None,
+        events: Consumer | Iterable[Consumer] | None = None,
+    ) -> None:
         self.job = job
         self.total = total
+        self.events = EventStream(() if events is None else [events] if callable(events) else events, job)
         self._progress = progress
         self._counter = threading.Lock()
         self._speaking = threading.Lock()
@@ -89,11 +67,20 @@ class Reporter:
 
     def phase(self, phase: str, *, device: int | None = None, message: str | None = None) -> None:
         """Report at once. An exception of the user's function is the caller's to raise: it ends the job."""
-        if self._progress is None:
+        if self._progress is None and not self.events:
             return
         with self._speaking:
-            elapsed = time.monotonic() - self._begun
-            self._progress(ProgressEvent(self.job, phase, self._done, self.total, elapsed, device, message))
+            now = time.monotonic()
+            elapsed = now - self._begun
+            event = ProgressEvent(
+                self.job, phase, self._done, self.total, elapsed, device, message, at=now, scope=self.job
+            )
+            if self._progress is not None:
+                self._progress(event)
+            if phase == "message":
+                self.events.emit(MessageEvent, message)
+            elif self.events:
+                self.events(event)
 
     def message(self, text: str) -> None:
         """Report what the server said."""

@@ -14,6 +14,7 @@ from .._core.provider import Provider
 from ..config import DeviceSetConfig
 from ..constants import Feature
 from ..errors import VDAbortError, VDError, VDTimeoutError
+from ..events import Configured, EventStream, StateChanged
 from .events import Reporter
 from .statements import SQLError, Statement
 
@@ -59,6 +60,10 @@ class Job:
         self._threads: list[threading.Thread] = []
 
     @property
+    def events(self) -> EventStream:
+        return self.reporter.events
+
+    @property
     def complete_granted(self) -> bool:
         return bool(self.config.features & Feature.COMPLETE_ENABLED)
 
@@ -93,6 +98,7 @@ class Job:
         wish = DeviceSetConfig(device_count=self.devices, features=self._features)
         try:
             with VirtualDeviceSet.create(config=wish, provider=self._provider) as self.device_set:
+                self._changed("set", "configurable", detail=self.device_set.name)
                 try:
                     self._run(submit, configured)
                 except BaseException as error:
@@ -106,13 +112,20 @@ class Job:
         finally:
             if self.statement is not None:
                 self.statement.stop()
+        self._changed("set", "closed")
+
+    def _changed(self, subject: str, state: str, device: int | None = None, detail: str | None = None) -> None:
+        self.events.emit(StateChanged, subject, state, device, detail)
 
     def _run(self, submit: Callable[[list[str]], Statement], configured: Callable[[DeviceSetConfig], None]) -> None:
         names = [self.device_set.name] + [f"{self.device_set.name}-{n}" for n in range(2, self.devices + 1)]
         self.statement = submit(names)
+        self._changed("statement", "submitted")
         self.statement.on_done(self._wake.set)
         self.reporter.phase("configuring")
         self.config = self._await_configuration()
+        self._changed("set", "initializing")
+        self.events.emit(Configured, self.config)
         configured(self.config)
         for number, name in enumerate(names, 1):
             title = f"vdi-device-{number}"
@@ -136,7 +149,10 @@ class Job:
     def _device(self, number: int, name: str) -> None:
         try:
             self.reporter.phase("opening", device=number)
-            self._serve(self, self.device_set.open_device(name), number)
+            device = self.device_set.open_device(name)
+            self._changed("device", "active", number, name)
+            self._serve(self, device, number)
+            self._changed("device", "closed", number)
         except BaseException as error:  # raised again by the job's thread
             self._failures.append(error)
         finally:
@@ -162,6 +178,7 @@ class Job:
             self.reporter.tick()
         self._raise_failure()
         self.statement.result()
+        self._changed("statement", "succeeded")
 
     def _raise_failure(self) -> None:
         if self._failures:
@@ -180,6 +197,7 @@ class Job:
             # The set was not usable any more; the error being raised says why.
             if not isinstance(error, VDError):
                 raise
+        self._changed("set", "abort", detail=name)
 
     def _settle(self) -> None:
         """After an abort: every thread returns, the statement ends by itself or is ended."""

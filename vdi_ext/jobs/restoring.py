@@ -3,6 +3,7 @@
 import contextlib
 import os
 import time
+from collections.abc import Iterable
 
 from .._core.command import Command
 from .._core.device import VirtualDevice
@@ -10,8 +11,9 @@ from .._core.provider import Provider
 from ..constants import CommandCode, CompletionCode
 from ..storage import StorageError, StoredSet, StripeReader, VerificationError
 from .addresses import describe_target
+from .answering import DONE, Answer, answer_commands, complete
 from .common import ArgumentError, Result, chosen_provider, statement_text
-from .events import Progress, Reporter
+from .events import Consumer, Progress, Reporter
 from .job import Job
 from .statements import Statement, submit
 
@@ -33,6 +35,7 @@ def restore(
     stats: int | None = None,
     request_complete: bool = True,
     own_process: bool = True,
+    events: Consumer | Iterable[Consumer] | None = None,
 ) -> Result:
     """Restore a database from a stored set.
 
@@ -54,7 +57,7 @@ def restore(
     replace : bool
         Overwrite an existing database.
     provider, progress, database, buffer_count, max_transfer_size, checksum, stats, request_complete, own_process
-        As for `backup`.
+        As for `backup`; so is `events`.
 
     Returns
     -------
@@ -79,7 +82,7 @@ def restore(
     name = database or described.database
     stored.check_presence()
     library = chosen_provider(provider)
-    reporter = Reporter("restore", progress, stored.manifest.size)
+    reporter = Reporter("restore", progress, stored.manifest.size, events)
     if verify_first:
         reporter.phase("verifying")
 
@@ -105,7 +108,7 @@ def restore(
             return submit(text, name, target, library, own_process, job.hear, described.write)
 
         def serve(job: Job, device: VirtualDevice, number: int) -> None:
-            _serve(job, device, readers[number - 1], reporter)
+            _serve(job, device, number, readers[number - 1], reporter)
 
         job = Job(reporter, count, serve, provider=library, request_complete=request_complete)
         job.run(start, lambda config: None)
@@ -120,26 +123,27 @@ def _stored_block_size(stored: StoredSet) -> int | None:
     return value if type(value) is int and value > 0 else None
 
 
-def _serve(job: Job, device: VirtualDevice, reader: StripeReader, reporter: Reporter) -> None:
-    for command in device:
-        with command:
-            try:
-                _answer(command, reader, reporter)
-            except (VerificationError, StorageError) as error:
-                # Before the command is completed: nothing of it must look like data, or like their end.
-                job.device_set.signal_abort(str(error))
-                raise
+def _serve(job: Job, device: VirtualDevice, number: int, reader: StripeReader, reporter: Reporter) -> None:
+    def answer(command: Command) -> Answer:
+        try:
+            return _answer(command, reader, reporter)
+        except (VerificationError, StorageError) as error:
+            # Before the command is completed: nothing of it must look like data, or like their end.
+            job.device_set.signal_abort(str(error))
+            raise
+
+    answer_commands(device, number, answer, job.events)
 
 
-def _answer(command: Command, reader: StripeReader, reporter: Reporter) -> None:
-    if command.code is CommandCode.READ:
+def _answer(command: Command, reader: StripeReader, reporter: Reporter) -> Answer:
+    code = command.code
+    if code is CommandCode.READ:
         count = reader.readinto(command)
         reporter.advance(count)
-        command.complete(CompletionCode.SUCCESS if count == command.size else CompletionCode.HANDLE_EOF, count)
-    elif command.code is CommandCode.COMPLETE:
+        return complete(command, CompletionCode.SUCCESS if count == command.size else CompletionCode.HANDLE_EOF, count)
+    if code is CommandCode.COMPLETE:
         reader.finish()
-        command.complete()
-    elif command.code is CommandCode.CLEAR_ERROR:
-        command.complete()
-    else:
-        command.complete(CompletionCode.NOT_SUPPORTED)
+    elif code is not CommandCode.CLEAR_ERROR:
+        return complete(command, CompletionCode.NOT_SUPPORTED)
+    command.complete()
+    return DONE
