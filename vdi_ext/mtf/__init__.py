@@ -6,24 +6,39 @@ one, `FamilyReader` takes one apart again while its bytes arrive in pieces of an
 
 from __future__ import annotations
 
-from .blocks import BackupSet, DatabaseFile, Lsn, MediaSet
+from .blocks import BackupSet, DatabaseFile, LogPart, Lsn, MediaSet
 from .checksums import combine, fold, page_checksums, sector_xors, stream_checksum
+from .configuration import Configuration, FileHeader
 from .pages import EXTENT_PAGES, EXTENT_SIZE, PAGE_SIZE, fill_pages, seal_pages, unused_pages
-from .reader import BlockSizeError, FamilyInfo, FamilyReader, MtfError, NotMtfError, TruncatedError
+from .reader import (
+    BlockSizeError,
+    FamilyInfo,
+    FamilyReader,
+    Label,
+    MtfError,
+    NoSetError,
+    NotMtfError,
+    TruncatedError,
+)
 from .writer import FamilyWriter
 
 __all__ = [
     "BackupSet",
     "BlockSizeError",
+    "Configuration",
     "DatabaseFile",
     "EXTENT_PAGES",
     "EXTENT_SIZE",
     "FamilyInfo",
     "FamilyReader",
     "FamilyWriter",
+    "FileHeader",
+    "Label",
+    "LogPart",
     "Lsn",
     "MediaSet",
     "MtfError",
+    "NoSetError",
     "NotMtfError",
     "PAGE_SIZE",
     "TruncatedError",

@@ -6,7 +6,8 @@ Layouts that are not Microsoft Tape Format's own are those of SQL Server 2008 R2
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from .checksums import header_checksum
@@ -54,6 +55,34 @@ class DatabaseFile:
     size: int
     pages: int = 0
     is_log: bool = False
+    guid: bytes = bytes(16)
+
+
+@dataclass(frozen=True)
+class LogPart:
+    """What a backup holds of one virtual log file.
+
+    Parameters
+    ----------
+    sequence : int
+        Of the virtual log file.
+    start, end : int
+        Bytes from the beginning of the log file; `end` is behind the last one.
+    size, offset : int
+        Of the virtual log file, bytes.
+    parity : int
+        The two highest bits of the first byte of each 512-byte sector: 0x40 or 0x80.
+    data : bytes
+        The sectors; empty in all families but one.
+    """
+
+    sequence: int
+    start: int
+    end: int
+    size: int
+    offset: int
+    parity: int
+    data: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -69,12 +98,15 @@ class MediaSet:
         Bytes of a physical block: filemarks and data begin on it.
     family_id : int
         MTF's 32-bit number; any.
+    name, description : str
     """
 
     guid: bytes
     families: int
     block_size: int = 512
     family_id: int = 0
+    name: str = ""
+    description: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,6 +127,24 @@ class BackupSet:
         16 bytes.
     first_lsn, last_lsn : tuple of int
         VLF sequence, block, slot.
+    kind : str
+        ``"D"`` (database), ``"I"`` (differential) or ``"L"`` (log).
+    checkpoint_lsn : tuple of int, optional
+        `first_lsn` where not given.
+    database_lsn : tuple of int
+        Checkpoint of the last full backup.
+    database_guid : bytes
+        16 bytes: the last full backup.
+    base_lsn, base_guid : tuple of int, bytes
+        Of a differential: what it builds on.
+    family_guid, binding_guid : bytes
+        16 bytes each: of the database when it was created, and since it was last restored.
+    name, description : str
+    number : int
+        Position on the medium, from 1.
+    log : tuple of LogPart
+    extra : mapping
+        What no public knowledge has a place for; goes as JSON into a record of its own, VDIX.
     """
 
     guid: bytes
@@ -109,6 +159,19 @@ class BackupSet:
     recovery_fork: bytes = bytes(16)
     first_lsn: Lsn = (1, 1, 1)
     last_lsn: Lsn = (1, 2, 1)
+    kind: str = "D"
+    checkpoint_lsn: Lsn | None = None
+    database_lsn: Lsn = (0, 0, 0)
+    database_guid: bytes = bytes(16)
+    base_lsn: Lsn = (0, 0, 0)
+    base_guid: bytes = bytes(16)
+    family_guid: bytes = bytes(16)
+    binding_guid: bytes = bytes(16)
+    name: str = ""
+    description: str = ""
+    number: int = 1
+    log: tuple[LogPart, ...] = ()
+    extra: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def pages(self) -> int:
@@ -126,6 +189,20 @@ def encode_date(date: datetime | None) -> bytes:
     ):  # fmt: skip
         value = value << bits | part
     return value.to_bytes(5, "big")
+
+
+def decode_date(raw: bytes) -> datetime | None:
+    """The inverse of `encode_date`; None also for what is no date."""
+    value = int.from_bytes(raw, "big")
+    parts = []
+    for bits in (6, 6, 5, 5, 4, 14):
+        parts.append(value & (1 << bits) - 1)
+        value >>= bits
+    second, minute, hour, day, month, year = parts
+    try:
+        return datetime(year, month, day, hour, minute, second)
+    except ValueError:
+        return None
 
 
 def encode_text(text: str) -> bytes:
@@ -234,7 +311,8 @@ def tape(media: MediaSet, started: datetime) -> bytes:
         "<IIHHHH4s4s4s4sHH5sB", media.family_id, 5, 1, 0, media.block_size // 512, 3, b"", b"", b"", b"",
         FORMAT_BLOCK, VENDOR, encode_date(started), 1,
     )  # fmt: skip
-    return descriptor(b"TAPE", body, attributes=0x30000, texts=((80, SOFTWARE),))
+    texts = ((68, media.name), (72, media.description), (80, SOFTWARE))
+    return descriptor(b"TAPE", body, attributes=0x30000, texts=texts)
 
 
 def raid(media: MediaSet, family: int) -> bytes:
@@ -242,12 +320,17 @@ def raid(media: MediaSet, family: int) -> bytes:
     return media.guid + struct.pack("<I6H", 0xF00000AD, media.families, 1, family, 0, 0, 1)
 
 
-def start_of_set(backup: BackupSet, offset: int, number: int = 1) -> bytes:
+def start_of_set(backup: BackupSet, offset: int) -> bytes:
     body = struct.pack(
-        "<IHHHH4s4s4s4sQ5sBBbBB", 4, 0, 0, VENDOR, number, b"", b"", b"", b"", offset,
+        "<IHHHH4s4s4s4sQ5sBBbBB", _set_attributes(backup), 0, 0, VENDOR, backup.number, b"", b"", b"", b"", offset,
         encode_date(backup.started), SERVER_VERSION[0], SERVER_VERSION[1], 0, 0, 2,
     )  # fmt: skip
-    return descriptor(b"SSET", body, os_data=backup.guid + bytes(5), texts=((76, backup.user),))
+    texts = ((64, backup.name), (68, backup.description), (76, backup.user))
+    return descriptor(b"SSET", body, os_data=backup.guid + bytes(5), texts=texts)
+
+
+def _set_attributes(backup: BackupSet) -> int:
+    return 8 if backup.kind == "I" else 4
 
 
 def volume(backup: BackupSet, address: int, control: int) -> bytes:
@@ -258,17 +341,17 @@ def volume(backup: BackupSet, address: int, control: int) -> bytes:
 
 def end_of_set(backup: BackupSet, first_copy: int = 0) -> bytes:
     """`first_copy`: place of the first ESET in the stream, in the second one."""
-    body = struct.pack("<IIQQHH5s", 0, 0, first_copy, 0, 0, 1, encode_date(backup.started))
+    body = struct.pack("<IIQQHH5s", 0, 0, first_copy, 0, 0, backup.number, encode_date(backup.started))
     return descriptor(b"ESET", body)
 
 
-def log_block(address: int, control: int, log: DatabaseFile) -> bytes:
-    """MSTL of one virtual log file that gave nothing."""
+def log_block(address: int, control: int, file_id: int, part: LogPart) -> bytes:
+    """MSTL of one virtual log file."""
     body = bytearray(540)
     struct.pack_into("<II", body, 0, 0, 0x10000)
-    struct.pack_into("<I", body, 24, log.file_id)
+    struct.pack_into("<QQI", body, 8, part.start, part.end, file_id)
     struct.pack_into("<HH", body, 28, 500, 92)
-    struct.pack_into("<IQQHB", body, 40, 1, log.size, 8192, 2, 0x40)
+    struct.pack_into("<IQQHB", body, 40, part.sequence, part.size, part.offset, 2, part.parity)
     return descriptor(b"MSTL", bytes(body), address=address, control=control)
 
 
@@ -282,65 +365,11 @@ def set_map(media: MediaSet, backup: BackupSet, offset: int, size: int) -> bytes
     volume_entry[54:59] = encode_date(backup.started)
     volume_entry += encode_text("/")
     entry = bytearray(fixed)
-    struct.pack_into("<HHII", entry, 0, fixed + len(user) + padding(len(user)), 1, 0, 4)
-    struct.pack_into("<QQHH", entry, 12, offset, 0, 0, 1)
+    struct.pack_into("<HHII", entry, 0, fixed + len(user) + padding(len(user)), 1, 0, _set_attributes(backup))
+    struct.pack_into("<QQHH", entry, 12, offset, 0, 0, backup.number)
     struct.pack_into("<QIIIQH", entry, 32, 0, 0, 0, 0, size, 1)
     struct.pack_into("<HH", entry, 76, len(user), fixed)
     entry[80:85] = encode_date(backup.started)
     entry[85:89] = bytes((8, 14, 1, 2))
     entry += user + bytes(padding(len(user)))
     return struct.pack("<IHH", media.family_id, 1, 0) + bytes(entry + volume_entry) + machine
-
-
-def configuration(backup: BackupSet, size: int, finished: datetime | None = None) -> bytes:
-    """Content of an MQCI stream: SCIN, SFGI and one SFIN per file.
-
-    Parameters
-    ----------
-    size : int
-        Bytes of the backup: an estimate at its start, the real size at its end.
-    finished : datetime, optional
-        In the copy at the end.
-    """
-    scin = bytearray(364)
-    scin[0:4] = b"SCIN"
-    struct.pack_into("<I", scin, 8, 0x210 if backup.checksum else 0x200)
-    struct.pack_into("<II", scin, 12, 1, 1)
-    major, minor, build = SERVER_VERSION
-    struct.pack_into("<HBB", scin, 24, build, minor, major)
-    for at, lsn in ((32, backup.first_lsn), (42, backup.last_lsn), (52, backup.first_lsn), (62, (0, 0, 0))):
-        struct.pack_into("<IIH", scin, at, *lsn)
-    scin[72:87] = encode_date(backup.created) + encode_date(backup.started) + encode_date(finished)
-    scin[87:88] = b"D"
-    scin[88], scin[91] = 0x34, 100
-    struct.pack_into("<HQ", scin, 94, DATABASE_VERSION, size)
-    struct.pack_into("<I", scin, 116, 1033)
-    scin[124:140] = backup.recovery_fork
-    _append_texts(scin, ((104, backup.database), (108, backup.server)))
-    struct.pack_into("<I", scin, 4, len(scin))
-
-    sfgi = bytearray(48)
-    sfgi[0:4] = b"SFGI"
-    struct.pack_into("<II", sfgi, 8, 16, 1)
-    _append_texts(sfgi, ((16, "PRIMARY"),))
-    struct.pack_into("<I", sfgi, 20, 1)
-    struct.pack_into("<I", sfgi, 4, len(sfgi))
-
-    records = bytes(scin + sfgi)
-    for file in backup.files:
-        sfin = bytearray(1024)
-        sfin[0:4] = b"SFIN"
-        struct.pack_into("<I", sfin, 8, 0x0C if file.is_log else 0x84)
-        struct.pack_into("<6I", sfin, 16, 8192, file.file_id, file.pages, file.file_id, 512, not file.is_log)
-        struct.pack_into("<Q", sfin, 40, file.size)
-        _append_texts(sfin, ((48, file.name), (52, file.path)))
-        struct.pack_into("<I", sfin, 4, len(sfin))
-        records += bytes(sfin)
-    return records
-
-
-def _append_texts(record: bytearray, texts: tuple[tuple[int, str], ...]) -> None:
-    for at, text in texts:
-        raw = encode_text(text)
-        struct.pack_into("<HH", record, at, len(raw), len(record))
-        record += raw

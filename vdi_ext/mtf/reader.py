@@ -1,6 +1,6 @@
 """One media family, taken apart while its bytes arrive in pieces of any size.
 
-Understands what `FamilyWriter` writes: an uncompressed stream with one backup set and no log. Everything in it is
+Understands uncompressed streams: what `FamilyWriter` writes, and backups of SQL Server itself. Everything in it is
 checked before it is believed; nothing is copied but metadata and pages that straddle two pieces.
 """
 
@@ -9,12 +9,15 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import numpy as np
 
 from . import blocks
-from .blocks import FORMAT_BLOCK, HEADER_SIZE, STREAM_HEADER_SIZE
+from . import configuration as configurations
+from .blocks import FORMAT_BLOCK, HEADER_SIZE, STREAM_HEADER_SIZE, LogPart, decode_date
 from .checksums import combine, fold, header_checksum, sector_xors
+from .configuration import Configuration
 from .pages import EXTENT_SIZE, PAGE_SIZE, Pages
 
 _LONGEST_STREAM = 4 << 20  # of metadata; real configurations have a few KiB per file
@@ -46,20 +49,55 @@ class TruncatedError(MtfError):
     """The stream ended before the backup set did."""
 
 
+class NoSetError(MtfError):
+    """The medium ends before the backup set that was asked for.
+
+    Parameters
+    ----------
+    number : int
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"there is no backup set {number}")
+        self.number = number
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a medium says of itself: TAPE and RAID."""
+
+    name: str
+    description: str
+    software: str
+    vendor: int
+    written: datetime | None
+    family_id: int
+    sequence: int
+    protected: bool  # by a password
+
+
 @dataclass
 class FamilyInfo:
-    """What the beginning of a family says."""
+    """What the beginning of a family says, and then that of the set that is being read."""
 
     media_guid: bytes = b""
     families: int = 0
     family: int = 0
     block_size: int = 0
+    label: Label | None = None
+    number: int = 0  # of the set on the medium
     set_guid: bytes = b""
+    name: str = ""
+    description: str = ""
+    user: str = ""
+    machine: str = ""
+    attributes: int = 0  # of SSET
     database: str = ""
     server: str = ""
     checksum: bool = False
     pages: int = 0  # in all families together
     files: list[tuple[int, str, int]] = field(default_factory=list)  # id, logical name, pages
+    configuration: Configuration | None = None  # that of the end once it was read
 
 
 class FamilyReader:
@@ -73,6 +111,13 @@ class FamilyReader:
         Called with the `FamilyInfo` when the start-of-set configuration has been read, before any page.
     on_pages : callable
         Called with an array ``(n, 8192)`` of uint8, valid during the call only.
+    on_log : callable, optional
+        Called with a `LogPart` without data and an array as for `on_pages`: log sectors, in sequence, rounded up.
+    on_end : callable, optional
+        Called with the `FamilyInfo` when a set was read to its end.
+    position : int or None
+        Number of the set to read, from 1; those before it are checked and reported to nobody. None: all sets, up to
+        the end of the medium.
 
     Notes
     -----
@@ -80,7 +125,13 @@ class FamilyReader:
     """
 
     def __init__(
-        self, block_size: int, on_start: Callable[[FamilyInfo], None], on_pages: Callable[[Pages], None]
+        self,
+        block_size: int,
+        on_start: Callable[[FamilyInfo], None],
+        on_pages: Callable[[Pages], None],
+        on_log: Callable[[LogPart, Pages], None] | None = None,
+        on_end: Callable[[FamilyInfo], None] | None = None,
+        position: int | None = 1,
     ) -> None:
         self.info = FamilyInfo()
         self.finished = False
@@ -88,6 +139,12 @@ class FamilyReader:
         self._device_block = block_size
         self._on_start = on_start
         self._on_pages = on_pages
+        self._on_log = on_log
+        self._on_end = on_end
+        self._wanted_set = position
+        self._active = False  # the set is one that was asked for
+        self._sink: Callable[[Pages], None] | None = None
+        self._between = False  # two sets: the medium may end
         self._buffer = bytearray()
         self.started = False  # on_start was called
         self._position = 0  # of the first byte in the buffer, in the stream
@@ -125,7 +182,11 @@ class FamilyReader:
                 self._advance()
 
     def end(self) -> None:
-        """There is no more. Raises `TruncatedError` if the set has not ended."""
+        """There is no more. Raises `TruncatedError` if a set has not ended, `NoSetError` if there is none such."""
+        if self._between and not self._buffer:
+            if self._wanted_set is not None:
+                raise NoSetError(self._wanted_set)
+            self.finished = True
         if not self.finished:
             raise TruncatedError(f"the stream ends before byte {self._position + len(self._buffer) + self.wanted}")
 
@@ -148,7 +209,8 @@ class FamilyReader:
         if self.info.checksum:
             sectors = sector_xors(pages)
             self._checksum = combine(self._checksum, fold(sectors), len(sectors))
-        self._on_pages(pages)
+        if self._active and self._sink is not None:
+            self._sink(pages)
         self._data_left -= pages.nbytes
         self._position += pages.nbytes
 
@@ -172,31 +234,59 @@ class FamilyReader:
     def _family(self) -> Generator[int, None, None]:
         yield from self._tape()
         yield from self._filemark()
+        number = 0
+        while number != self._wanted_set:
+            number += 1
+            self._between = number > 1
+            if (yield from self._ends_here()):
+                return
+            self._between = False
+            self._active = self._wanted_set in (None, number)
+            yield from self._set(number)
+
+    def _ends_here(self) -> Generator[int, None, bool]:
+        """Whether only zeros follow where a set could begin: the unused rest of a medium."""
+        while len(self._buffer) < HEADER_SIZE:
+            yield HEADER_SIZE
+        ends = self._between and not any(self._buffer[:4])
+        if ends and self._wanted_set is not None:
+            raise NoSetError(self._wanted_set)
+        return ends
+
+    def _set(self, number: int) -> Generator[int, None, None]:
+        info = self.info
         self._set_start = self._position
+        self._control = 0
         kind, header = yield from self._block()
         self._require(kind == b"SSET" and len(header) >= 98, "SSET is missing")
-        self.info.set_guid = self._address_of(header, 44)[:16]
-        self._require(len(self.info.set_guid) == 16, "SSET names no backup set")
+        info.attributes, = struct.unpack_from("<I", header, 52)
+        info.number, = struct.unpack_from("<H", header, 62)
+        self._require(info.number == number, f"backup set {info.number} in place {number}")
+        info.name, info.description, info.user = (self._text(header, at) for at in (64, 68, 76))
+        info.set_guid = self._address_of(header, 44)[:16]
+        self._require(len(info.set_guid) == 16, "SSET names no backup set")
         yield from self._streams({b"SPAD": 1})
         kind, header = yield from self._block()
-        self._require(kind == b"VOLB", "VOLB is missing")
+        self._require(kind == b"VOLB" and len(header) >= 73, "VOLB is missing")
+        info.machine = self._text(header, 64)
         yield from self._streams({b"SPAD": 1})
         kind, header = yield from self._block()
         self._require(kind == b"MSCI", "MSCI is missing")
         start = (yield from self._streams({b"MQCI": 1, b"SPAD": 1}))[b"MQCI"]
         self._configuration(start)
-        self.started = True
-        self._on_start(self.info)
+        if self._active:
+            self.started = True
+            self._on_start(info)
         kind, header = yield from self._block()
-        if kind == b"MSDA":
-            yield from self._data()
-            kind, header = yield from self._block()
-        while kind == b"MSTL":
-            yield from self._streams({b"SPAD": 1})
+        while kind in (b"MSDA", b"MSTL"):
+            yield from self._data() if kind == b"MSDA" else self._log(header)
             kind, header = yield from self._block()
         self._require(kind == b"MSLS", f"{kind!r} instead of MSLS")
         last = (yield from self._streams({b"MQCI": 1, b"SPAD": 1}))[b"MQCI"]
-        self._require(_without_end_fields(last) == _without_end_fields(start), "MSLS does not repeat MSCI")
+        lasting = configurations.lasting
+        same = lasting(last, self._require) == lasting(start, self._require)
+        self._require(same, "MSLS does not repeat MSCI")
+        info.configuration = configurations.parse(last, self._require)
         yield from self._filemark()
         kind, header = yield from self._block(in_set=False)
         self._require(kind == b"ESET", "ESET is missing")
@@ -207,6 +297,8 @@ class FamilyReader:
         self._require(kind == b"ESET", "the second ESET is missing")
         yield from self._streams({b"SPAD": 1})
         yield from self._filemark()
+        if self._active and self._on_end is not None:
+            self._on_end(info)
 
     def _tape(self) -> Generator[int, None, None]:
         # One device block at least is always transferred, and it holds all of TAPE's own header.
@@ -222,6 +314,14 @@ class FamilyReader:
         if self.info.block_size != self._device_block:
             raise BlockSizeError(self.info.block_size, self._device_block)
         self._require(form == FORMAT_BLOCK, f"format block size {form}")
+        family_id, = struct.unpack_from("<I", block, 52)
+        sequence, = struct.unpack_from("<H", block, 60)
+        vendor, = struct.unpack_from("<H", block, 86)
+        name, description, software = (self._text(block, at) for at in (68, 72, 80))
+        self.info.label = Label(
+            name, description, software, vendor, decode_date(block[88:93]), family_id, sequence,
+            bool(self._address_of(block, 76)),
+        )  # fmt: skip
         raid = (yield from self._streams({b"RAID": 1, b"SPAD": 1}))[b"RAID"]
         self._require(len(raid) == 32, "RAID has another length")
         self.info.media_guid = raid[:16]
@@ -230,7 +330,6 @@ class FamilyReader:
 
     def _data(self) -> Generator[int, None, None]:
         total = 0
-        pieces = 0
         pending = False  # a CSUM must follow
         while True:
             kind, attributes, length = yield from self._stream()
@@ -238,37 +337,78 @@ class FamilyReader:
             if kind == b"APAD":
                 self._require(not any((yield from self._content(length))), "APAD is not empty")
             elif kind == b"MQDA" and length == 0:
-                self._require(attributes == blocks.VARIABLE | blocks.LAST and pieces == 1, "MQDA ends in a wrong way")
+                self._require(attributes == blocks.VARIABLE | blocks.LAST and total > 0, "MQDA ends in a wrong way")
                 yield from self._pad()
             elif kind == b"MQDA":
                 promised = blocks.VARIABLE | (blocks.CSUM_FOLLOWS if self.info.checksum else 0)
-                self._require(pieces == 0 and attributes == promised, "MQDA has unexpected attributes")
-                size = length - 2
-                self._require(size > 0 and size % EXTENT_SIZE == 0, f"MQDA of {length} bytes is no whole extents")
+                self._require(attributes == promised, "MQDA has unexpected attributes")
                 # Fill pages make it longer than its share, never longer than all pages and an extent.
                 limit = (self.info.pages * PAGE_SIZE + EXTENT_SIZE - 1) // EXTENT_SIZE * EXTENT_SIZE
-                self._require(size <= limit, f"MQDA of {length} bytes is longer than the database")
-                prefix = yield from self._read(2)
-                self._require(not any(prefix), "MQDA does not begin with zeros")
-                self._require(self._position % self.info.block_size == 0, "pages do not begin on a physical block")
-                total = size
-                self._data_left = size
-                yield 0  # feed() takes the pages and comes back when there are none left
-                pieces += 1
+                self._require(total + length - 2 <= limit, f"MQDA of {length} bytes is longer than the database")
+                total += length - 2
+                yield from self._extents(length, self._on_pages)
                 pending = self.info.checksum
-                yield from self._pad()
             elif kind == b"CSUM":
-                self._require(pending and length == 4, "CSUM out of place")
-                stored, = struct.unpack("<I", (yield from self._content(4)))
-                own = self._checksum
-                self._require(stored == own, f"backup checksum {own:#010x}, stored {stored:#010x}")
+                self._require(pending, "CSUM out of place")
+                yield from self._csum(length)
                 pending = False
             elif kind == b"SPAD":
-                self._require(pieces == 1 and total > 0, "MSDA without pages")
+                self._require(total > 0, "MSDA without pages")
                 self._require(not any((yield from self._content(length, pad=False))), "SPAD is not empty")
                 return
             else:
                 raise MtfError(f"stream {kind!r} in MSDA")
+
+    def _log(self, header: bytes) -> Generator[int, None, None]:
+        self._require(len(header) >= 128, "MSTL is too short")
+        start, end = struct.unpack_from("<2Q", header, 60)
+        sequence, size, offset = struct.unpack_from("<I2Q", header, 92)
+        part = LogPart(sequence, start, end, size, offset, header[114])
+        self._require(start <= end and start % 512 == end % 512 == 0, "MSTL names an impossible range")
+        kind, attributes, length = yield from self._stream()
+        if kind == b"APAD":
+            self._require(not any((yield from self._content(length))), "APAD is not empty")
+            kind, attributes, length = yield from self._stream()
+            promised = blocks.CSUM_FOLLOWS if self.info.checksum else 0
+            self._require(kind == b"MQTL" and attributes == promised, f"stream {kind!r} instead of MQTL")
+            used = (end - start + EXTENT_SIZE - 1) // EXTENT_SIZE * EXTENT_SIZE
+            self._require(length - 2 == used, f"MQTL of {length} bytes for {end - start} of log")
+            left = end - start
+
+            def sectors(data: Pages) -> None:
+                nonlocal left
+                flat = data.reshape(-1)[:left]
+                self._require(not ((flat[::512] & 0xC0) != part.parity).any(), "log sectors have the wrong parity")
+                left -= len(flat)
+                if self._on_log is not None and self._active:
+                    self._on_log(part, data)
+
+            yield from self._extents(length, sectors)
+            if self.info.checksum:
+                kind, _, length = yield from self._stream()
+                self._require(kind == b"CSUM", "CSUM is missing")
+                yield from self._csum(length)
+            kind, _, length = yield from self._stream()
+        self._require(kind == b"SPAD", f"stream {kind!r} in MSTL")
+        self._require(not any((yield from self._content(length, pad=False))), "SPAD is not empty")
+
+    def _extents(self, length: int, sink: Callable[[Pages], None]) -> Generator[int, None, None]:
+        """The data of MQDA or MQTL: two zeros, then whole extents that go where they are wanted."""
+        size = length - 2
+        self._require(size > 0 and size % EXTENT_SIZE == 0, f"a data stream of {length} bytes is no whole extents")
+        self._require(not any((yield from self._read(2))), "a data stream does not begin with zeros")
+        self._require(self._position % self.info.block_size == 0, "data does not begin on a physical block")
+        self._checksum = 0
+        self._sink = sink
+        self._data_left = size
+        yield 0  # feed() takes the data and comes back when there is none left
+        yield from self._pad()
+
+    def _csum(self, length: int) -> Generator[int, None, None]:
+        self._require(length == 4, "CSUM has another length")
+        stored, = struct.unpack("<I", (yield from self._content(4)))
+        own = self._checksum
+        self._require(stored == own, f"backup checksum {own:#010x}, stored {stored:#010x}")
 
     def _filemark(self) -> Generator[int, None, None]:
         place = self._position
@@ -322,7 +462,7 @@ class FamilyReader:
         self._require(good, f"the stream header before {self._position:#x} is damaged")
         kind, _, attributes, length, encryption, compression = struct.unpack_from("<4sHHQHH", header)
         self._require(not encryption and not compression, f"{kind!r} is encrypted or compressed")
-        self._require(kind == b"MQDA" or length <= _LONGEST_STREAM, f"{kind!r} is impossibly long")
+        self._require(kind in (b"MQDA", b"MQTL") or length <= _LONGEST_STREAM, f"{kind!r} is impossibly long")
         return kind, attributes, length
 
     def _content(self, length: int, pad: bool = True) -> Generator[int, None, bytes]:
@@ -349,33 +489,21 @@ class FamilyReader:
     # ---- configuration
 
     def _configuration(self, data: bytes) -> None:
-        self._require(len(data) >= 364 and data[:4] == b"SCIN", "SCIN is missing")
-        length, flags = struct.unpack_from("<II", data, 4)
-        self._require(364 <= length <= len(data), "SCIN has an impossible length")
-        self._require(data[87:88] == b"D", "not a full database backup")
         info = self.info
-        info.checksum = bool(flags & 0x10)
-        info.database = self._text(data[:length], 104)
-        info.server = self._text(data[:length], 108)
-        place = length
-        while place < len(data):
-            self._require(place + 8 <= len(data), "the configuration ends inside a record")
-            length, = struct.unpack_from("<I", data, place + 4)
-            self._require(8 <= length <= len(data) - place, "a configuration record has an impossible length")
-            record = data[place : place + length]
-            if record[:4] == b"SFIN":
-                self._require(length >= 56, "SFIN is too short")
-                file_id, pages = struct.unpack_from("<II", record, 20)
-                group, = struct.unpack_from("<I", record, 36)
-                info.files.append((file_id, self._text(record, 48), pages if group else 0))
-            place += length
-        info.pages = sum(pages for _, _, pages in info.files)
+        info.configuration = found = configurations.parse(data, self._require)
+        info.checksum = found.checksum
+        info.database = found.database
+        info.server = found.server
+        info.files = [(file.file_id, file.name, file.pages) for file in found.files]
+        info.pages = sum(file.pages for file in found.files)
 
     def _text(self, record: bytes, at: int) -> str:
+        """What an address in a descriptor block names."""
+        raw = self._address_of(record, at)
         try:
-            return self._address_of(record, at).decode("utf-16-le")
+            return raw.decode("latin-1" if record[48] == 1 else "utf-16-le").rstrip("\0")
         except UnicodeDecodeError as error:
-            raise MtfError("a name in the configuration is no text") from error
+            raise MtfError("a name is no text") from error
 
     def _address_of(self, record: bytes, at: int) -> bytes:
         size, offset = struct.unpack_from("<HH", record, at)
@@ -386,8 +514,3 @@ class FamilyReader:
     def _require(condition: bool, text: str) -> None:
         if not condition:
             raise MtfError(text)
-
-
-def _without_end_fields(configuration: bytes) -> bytes:
-    """Without finish date and final size, which only the copy at the end has."""
-    return configuration[:82] + configuration[87:96] + configuration[104:]

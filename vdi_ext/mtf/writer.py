@@ -1,6 +1,6 @@
 """One media family, written from front to back.
 
-    TAPE SFMB SSET VOLB MSCI [MSDA] MSTL MSLS SFMB ESET(OTCP, TSMP) ESET SFMB
+    TAPE SFMB SSET VOLB MSCI [MSDA] MSTL... MSLS SFMB ESET(OTCP, TSMP) ESET SFMB
 
 The pages themselves do not pass through here: they are sent from where they are made. `begin` gives what precedes
 them, `pages` takes note of them, `end` gives what follows.
@@ -11,8 +11,9 @@ from __future__ import annotations
 from datetime import datetime
 
 from . import blocks
-from .blocks import FORMAT_BLOCK, BackupSet, MediaSet
-from .checksums import SECTOR_SIZE, Words, combine, fold
+from .blocks import FORMAT_BLOCK, BackupSet, LogPart, MediaSet
+from .checksums import SECTOR_SIZE, Words, combine, fold, stream_checksum
+from .configuration import configuration
 from .pages import EXTENT_PAGES, EXTENT_SIZE, PAGE_SIZE
 
 
@@ -29,18 +30,30 @@ class FamilyWriter:
         Extents of 64 KiB that this family will hold, fill extents included; 0 for a family without data. SQL Server
         fixes it in advance, the same for all families, and evens it out with fill pages; which extents a family gets
         is open.
+    start : int
+        Where the set begins on its medium, if not at its beginning: behind the last filemark of the set before it.
+    marks : tuple of int
+        Places of the filemarks before it, newest first; none: a new medium, which begins with its label.
     """
 
-    def __init__(self, media: MediaSet, backup: BackupSet, family: int, extents: int) -> None:
+    def __init__(
+        self,
+        media: MediaSet,
+        backup: BackupSet,
+        family: int,
+        extents: int,
+        start: int = 0,
+        marks: tuple[int, ...] = (),
+    ) -> None:
         self.media = media
         self.backup = backup
         self.family = family
         self.extents = extents
         self._pending = bytearray()
-        self._sent = 0
+        self._sent = start
         self._sectors = 0
         self._checksum = 0
-        self._marks: tuple[int, ...] = ()
+        self._marks = marks
         self._set_start = 0
         self._control = 0
 
@@ -52,21 +65,20 @@ class FamilyWriter:
         With no data this is empty: all of the family is in `end`.
         """
         media, backup = self.media, self.backup
-        self._block(blocks.tape(media, backup.started), [(b"RAID", blocks.raid(media, self.family))], self._unit)
-        self._filemark()
+        if not self._marks:
+            label = [(b"RAID", blocks.raid(media, self.family))]
+            self._block(blocks.tape(media, backup.started), label, self._unit)
+            self._filemark()
         self._set_start = self._position
         self._block(blocks.start_of_set(backup, self._set_start), [], FORMAT_BLOCK)
         self._block(blocks.volume(backup, self._address, self._next_control()), [], FORMAT_BLOCK)
-        estimate = backup.pages * PAGE_SIZE
-        self._configuration(b"MSCI", blocks.configuration(backup, estimate), FORMAT_BLOCK)
+        estimate = self._payload
+        self._configuration(b"MSCI", configuration(backup, estimate), FORMAT_BLOCK)
         if not self.extents:
             return b""
         body = (0).to_bytes(4, "little") + (0x10000).to_bytes(4, "little")
         self._pending += blocks.descriptor(b"MSDA", body, address=self._address, control=self._next_control())
-        # The pages begin on a physical block, and on the grid of the format's own blocks.
-        data = self._position + 2 * blocks.STREAM_HEADER_SIZE + 2
-        pad = self._to_grid(data, self._unit)
-        self._pending += blocks.stream_header(b"APAD", pad, blocks.ALIGN) + bytes(pad)
+        self._align_data()
         attributes = blocks.VARIABLE | (blocks.CSUM_FOLLOWS if backup.checksum else 0)
         self._pending += blocks.stream_header(b"MQDA", 2 + self.extents * EXTENT_SIZE, attributes) + bytes(2)
         return self._take()
@@ -107,10 +119,11 @@ class FamilyWriter:
             self._space(FORMAT_BLOCK)
         log = next((file for file in self.backup.files if file.is_log), None)
         if log is not None:
-            self._block(blocks.log_block(self._address, self._next_control(), log), [], FORMAT_BLOCK)
-        size = self.backup.pages * PAGE_SIZE
+            # SQL Server describes every virtual log file there is; here one of an empty log stands for all.
+            for part in self.backup.log or (LogPart(1, 0, 0, log.size, 8192, 0x40),):
+                self._log(log.file_id, part)
         # The filemark behind it begins on a physical block.
-        self._configuration(b"MSLS", blocks.configuration(self.backup, size, finished), self._unit)
+        self._configuration(b"MSLS", configuration(self.backup, self._payload, finished), self._unit)
         self._filemark()
         first = self._position
         table = blocks.set_map(self.media, self.backup, self._set_start, first - self._set_start)
@@ -118,6 +131,11 @@ class FamilyWriter:
         self._block(blocks.end_of_set(self.backup, first), [], self._unit)
         self._filemark()
         return self._take()
+
+    @property
+    def _payload(self) -> int:
+        """Bytes of pages and log, all families together."""
+        return self.backup.pages * PAGE_SIZE + sum(len(part.data) for part in self.backup.log)
 
     # ---- places
 
@@ -160,6 +178,27 @@ class FamilyWriter:
             self._pending += blocks.stream_header(kind, len(content)) + content
             self._pending += bytes(blocks.padding(self._position))
         self._space(unit)
+
+    def _align_data(self) -> None:
+        """Data begins on a physical block, and on the grid of the format's own blocks."""
+        data = self._position + 2 * blocks.STREAM_HEADER_SIZE + 2
+        pad = self._to_grid(data, self._unit)
+        self._pending += blocks.stream_header(b"APAD", pad, blocks.ALIGN) + bytes(pad)
+
+    def _log(self, file_id: int, part: LogPart) -> None:
+        """One virtual log file; all log is in the first family, the others only say that it exists."""
+        self._pending += blocks.log_block(self._address, self._next_control(), file_id, part)
+        if part.data and self.family == 1:
+            self._align_data()
+            data = bytes(2) + part.data + bytes(-len(part.data) % EXTENT_SIZE)
+            attributes = blocks.CSUM_FOLLOWS if self.backup.checksum else 0
+            self._pending += blocks.stream_header(b"MQTL", len(data), attributes) + data
+            self._pending += bytes(blocks.padding(self._position))
+            if self.backup.checksum:
+                checksum = stream_checksum(memoryview(data)[2:])
+                self._pending += blocks.stream_header(b"CSUM", 4) + checksum.to_bytes(4, "little")
+                self._pending += bytes(blocks.padding(self._position))
+        self._space(FORMAT_BLOCK)
 
     def _configuration(self, kind: bytes, content: bytes, unit: int) -> None:
         header = blocks.descriptor(kind, bytes(4), address=self._address, control=self._next_control())
