@@ -19,7 +19,7 @@ from .failures import Explainer, Failure, of_database
 from .messages import Message, SqlError, message
 from .outcome import Outcome
 from .restore import restore
-from .tsql import Statement, parse
+from .tsql import Statement, parse, refuse
 
 if TYPE_CHECKING:
     from .server import Engine
@@ -69,7 +69,7 @@ class Execution:
     devices: DeviceRun
     explainer: Explainer
 
-    def __init__(self, engine: Engine, sql: str, on_message: OnMessage | None) -> None:
+    def __init__(self, engine: Engine, sql: str | Statement, on_message: OnMessage | None) -> None:
         self.engine = engine
         self._sql = sql
         self._on_message = on_message
@@ -93,7 +93,8 @@ class Execution:
         """Execute it. Raises `SqlError`."""
         started = time.monotonic()
         try:
-            self.statement = statement = parse(self._sql)
+            self.statement = statement = parse(self._sql) if isinstance(self._sql, str) else self._sql
+            refuse(statement)
         except SqlError as error:
             self.tell(*error.messages)
             raise

@@ -15,12 +15,20 @@ _TEXTS = {
     113: (15, "Missing end comment mark '*/'."),
     137: (15, 'Must declare the scalar variable "{}".'),
     155: (15, "'{}' is not a recognized {} option."),
+    156: (15, "Incorrect syntax near the keyword '{}'."),
+    195: (15, "'{}' is not a recognized {}."),
+    241: (16, "Conversion failed when converting date and/or time from character string."),
+    319: (15, "Incorrect syntax near the keyword '{}'. If this statement is a common table expression, an "
+              "xmlnamespaces clause or a change tracking context clause, the previous statement must be terminated "
+              "with a semicolon."),
     701: (17, "There is insufficient system memory in resource pool 'default' to run this query."),
     911: (16, "Database '{}' does not exist. Make sure that the name is entered correctly."),
     1038: (15, "An object or column name is missing or empty."),
+    1844: (16, "{} is not supported on {}."),
     3013: (16, "{} is terminating abnormally."),
     3014: (10, "{} successfully processed {} pages in {}.{:03d} seconds ({}.{:03d} MB/sec)."),
     3015: (16, "{} is not yet implemented."),
+    3021: (16, "Cannot perform a backup or restore operation within a transaction."),
     3023: (16, "Backup, file manipulation operations (such as ALTER DATABASE ADD FILE) and encryption changes on a "
                "database must be serialized. Reissue the statement after the current backup or file manipulation "
                "operation is completed."),
@@ -49,6 +57,8 @@ _TEXTS = {
                "SQL Server backup set, and see the console error log for more details."),
     3211: (10, "{} percent processed."),
     3217: (16, "Invalid value specified for {} parameter."),
+    3218: (16, "Backup mirroring is not available in this edition of SQL Server. See Books Online for more details on "
+               "feature support in different SQL Server editions."),
     3222: (16, "The WriteFileEx system function executed on file '{}' only wrote {} bytes, expected {}."),
     3227: (16, 'The backup media on "{}" is part of media family {} which has already been processed on "{}". Ensure '
                "that backup devices are correctly specified. For tape devices, ensure that the correct volumes are "
@@ -72,7 +82,12 @@ _TEXTS = {
                "incompatible override value of {}. Reissue the statement using a compatible block size."),
     3284: (16, "Filemark on device '{}' is not aligned. Re-issue the restore statement with the same blocksize used to "
                "create the backupset: '{}' looks like a possible value."),
+    3902: (16, "The COMMIT TRANSACTION request has no corresponding BEGIN TRANSACTION."),
+    3903: (16, "The ROLLBACK TRANSACTION request has no corresponding BEGIN TRANSACTION."),
     4035: (10, "Processed {} pages for database '{}', file '{}' on file {}."),
+    5701: (10, "Changed database context to '{}'."),
+    6104: (16, "Cannot use KILL to kill your own process."),
+    6106: (16, "Process ID {} is not an active process ID."),
     18210: (16, "{}: {} failure on backup device '{}'. Operating system error {}."),
     18264: (10, "Database backed up. Database: {}, creation date(time): {}, pages dumped: {}, first LSN: {}, last LSN: "
                 "{}, number of dump devices: {}, device information: ({}). This is an informational message only. No "
@@ -108,12 +123,15 @@ class Message:
     number, severity, state : int
         Severity 10 and below informs; above it is an error.
     text : str
+    line : int
+        Of the batch, from 1.
     """
 
     number: int
     severity: int
     state: int
     text: str
+    line: int = 1
 
     def __str__(self) -> str:
         return f"Msg {self.number}, Level {self.severity}, State {self.state}: {self.text}"
@@ -146,10 +164,10 @@ class SqlError(Exception):
         return "\n".join(map(str, self.errors))
 
 
-def message(number: int, *values: object, state: int = 1) -> Message:
+def message(number: int, *values: object, state: int = 1, line: int = 1) -> Message:
     """Make a message of the catalogue."""
     severity, text = _TEXTS[number]
-    return Message(number, severity, state, text.format(*values))
+    return Message(number, severity, state, text.format(*values), line)
 
 
 def os_error(code: int) -> str:

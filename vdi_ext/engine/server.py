@@ -7,18 +7,29 @@ what it makes of SQLite and synthetic databases is honest tape format, and resto
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import socket
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING
 
 from .database import DatabaseError
 from .databases import Database
 from .execution import Execution, OnMessage, Result
 from .messages import Message
+from .msdb import History
+from .tsql import Statement
+
+if TYPE_CHECKING:
+    from .session import Session
 
 BANNER = "vdi_ext stand-in: executes BACKUP and RESTORE over virtual devices; it is not SQL Server"
+
+VERSION = (16, 0, 1000, 6)  # whose columns and messages the stand-in has
+FIRST_SPID = 51  # of sessions of users
 
 log = logging.getLogger("vdi_ext.engine")
 log.addHandler(logging.NullHandler())  # a library's log goes nowhere until somebody wants it
@@ -37,6 +48,8 @@ class Engine:
         Library; the embedded one by default.
     server_name : str, optional
         As in the backup; the host's name by default.
+    history : History, optional
+        Of backups and restores; by default one that ends with the engine.
 
     Attributes
     ----------
@@ -55,26 +68,37 @@ class Engine:
         instance: str | None = None,
         provider: object = None,
         server_name: str | None = None,
+        history: History | None = None,
     ) -> None:
         self.error_log: deque[Message] = deque(maxlen=1000)
         self._databases = {name.casefold(): (name, database) for name, database in databases.items()}
         self.instance = instance
         self.provider = provider
         self.server_name = server_name or socket.gethostname()
+        self.history = history if history is not None else History()
+        self.started = datetime.now()
         self._lock = threading.Lock()
         self._running: set[Execution] = set()
+        self._sessions: dict[int, Session] = {}
         self._users: dict[str, int] = {}  # backups of a database that run; -1: a restore
         log.info("%s", BANNER)
 
-    def execute(self, sql: str, on_message: OnMessage | None = None) -> Result:
+    def execute(
+        self,
+        sql: str | Statement,
+        on_message: OnMessage | None = None,
+        on_start: Callable[[Execution], object] | None = None,
+    ) -> Result:
         """Execute one statement in this thread.
 
         Parameters
         ----------
-        sql : str
-            BACKUP DATABASE or RESTORE DATABASE.
+        sql : str or Statement
+            BACKUP or RESTORE.
         on_message : callable, optional
             Called with every `Message` as it comes, errors included, in this thread.
+        on_start : callable, optional
+            Called with the `Execution` before it runs, in this thread.
 
         Raises
         ------
@@ -86,6 +110,8 @@ class Engine:
         with self._lock:
             self._running.add(execution)
         try:
+            if on_start is not None:
+                on_start(execution)
             return execution.run()
         finally:
             with self._lock:
@@ -97,6 +123,25 @@ class Engine:
             running = list(self._running)
         for execution in running:
             execution.cancel()
+
+    # ---- for sessions
+
+    def attach(self, session: Session) -> int:
+        """Note a session, and number it."""
+        with self._lock:
+            spid = next(spid for spid in itertools.count(FIRST_SPID) if spid not in self._sessions)
+            self._sessions[spid] = session
+        return spid
+
+    def detach(self, session: Session) -> None:
+        with self._lock:
+            if self._sessions.get(session.spid) is session:
+                del self._sessions[session.spid]
+
+    @property
+    def sessions(self) -> list[Session]:
+        with self._lock:
+            return list(self._sessions.values())
 
     # ---- for executions
 
