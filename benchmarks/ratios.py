@@ -67,26 +67,9 @@ def streams(stage: Stage) -> list[Ratio]:
         Ratio("memcpy-c", "the same, client in C", 0.80, 0.95, c, copy),
     ]
 
-    def sha256(data: object) -> object:
-        return hashlib.sha256(data).digest()
-
-    blocks = [np.frombuffer(np.random.default_rng(i).bytes(stage.block), np.uint8) for i in range(DEPTH)]
-
-    def hashlib_alone() -> float:
-        start = perf_counter_ns()
-        for i in range(24):
-            sha256(blocks[i % DEPTH])
-        return 24 / (perf_counter_ns() - start)
-
-    hashed = rate(lambda: stage.python_stream(24, DEPTH, sha256))
-    warm = rate(lambda: stage.python_stream(24, DEPTH, lambda command: (stage.read_all(command), sha256(command))))
     return [
         *ratios,
-        Ratio("sha256", "SHA-256 of a stream / hashlib alone", 0.95, 0.99, hashed, hashlib_alone),
-        Ratio("sha256-shared", "SHA-256 of a stream / hashlib on buffers that the peer has rewritten", 0.95, 0.99,
-              hashed, rate(lambda: stage.rewritten(sha256, 6, DEPTH))),
-        Ratio("sha256-warm", "SHA-256 of a stream, each block read once before / hashlib alone", 0.95, 0.99,
-              warm, hashlib_alone),
+        *hashing(stage, DEPTH, 24),
         Ratio("queue", "stream / shared_memory + Queue", 3, 6, python, rate(lambda: stage.queue(32)),
               crowded=True),
         Ratio("pipe-1m", "stream / pipe of 1 MiB", 5, 13, python, rate(lambda: stage.pipe(24, True)),
@@ -96,6 +79,37 @@ def streams(stage: Stage) -> list[Ratio]:
         Ratio("ctypes", "stream / ctypes client that copies", 1.5, 1.9, python,
               rate(lambda: stage.ctypes_stream(BLOCKS, DEPTH))),
     ]  # fmt: skip
+
+
+def hashing(stage: Stage, depth: int, count: int, prefix: str = "", key: str = "") -> list[Ratio]:
+    """SHA-256 in the loop: against hashlib on private memory, and on the same buffers without any command."""
+
+    def sha256(data: object) -> object:
+        return hashlib.sha256(data).digest()
+
+    blocks = [np.frombuffer(np.random.default_rng(i).bytes(stage.block), np.uint8) for i in range(depth)]
+
+    def alone() -> float:
+        start = perf_counter_ns()
+        for i in range(count):
+            sha256(blocks[i % depth])
+        return count / (perf_counter_ns() - start)
+
+    def hashed() -> float:
+        return 1 / stage.python_stream(count, depth, sha256)
+
+    def warm() -> float:
+        return 1 / stage.python_stream(count, depth, lambda command: (stage.read_all(command), sha256(command)))
+
+    def rewritten() -> float:
+        return 1 / stage.rewritten(sha256, max(2, count // depth), depth)
+
+    text = f"{prefix}SHA-256 of a stream"
+    return [
+        Ratio(f"sha256{key}", f"{text} / hashlib alone", 0.95, 0.99, hashed, alone),
+        Ratio(f"sha256-shared{key}", f"{text} / hashlib on the same buffers", 0.95, 0.99, hashed, rewritten),
+        Ratio(f"sha256-warm{key}", f"{text}, each block read once before / hashlib alone", 0.95, 0.99, warm, alone),
+    ]
 
 
 def small_blocks(stage: Stage) -> list[Ratio]:
@@ -112,6 +126,16 @@ def small_blocks(stage: Stage) -> list[Ratio]:
         Ratio("python-64k", "64 KiB, depth 16: Python client / C client", 0.90, 0.98, python, c),
         Ratio("queue-64k", "64 KiB, depth 16: stream / shared_memory + Queue", 3, 6, python,
               lambda: 1 / stage.queue(256), crowded=True),
+        *hashing(stage, 16, 512, "64 KiB, depth 16: ", "-64k"),
+    ]  # fmt: skip
+
+
+def large_blocks(stage: Stage) -> list[Ratio]:
+    """The largest transfer that T-SQL allows."""
+    return [
+        *hashing(stage, DEPTH, 12, "4 MiB: ", "-4m"),
+        Ratio("queue-4m", "4 MiB: stream / shared_memory + Queue", 3, 6, lambda: 1 / stage.python_stream(40, DEPTH),
+              lambda: 1 / stage.queue(16), crowded=True),
     ]  # fmt: skip
 
 
@@ -151,7 +175,7 @@ def commands(small: Local, large: Local) -> list[Ratio]:
 
 def fleets(c: Fleet, python: Fleet) -> list[Ratio]:
     """The same bytes through the same 64 buffers of 1 MiB."""
-    count = 256
+    count = 1024
 
     def over(fleet: Fleet, devices: int) -> Callable[[], float]:
         return lambda: 1 / fleet.stream(devices, count)
@@ -288,10 +312,11 @@ def main(arguments: list[str] | None = None) -> int:
             parts.callback(made.close)
             return made
 
-        stage, narrow = part(Stage, MIB, DEPTH), part(Stage, 64 << 10, 16)
-        with apart([stage.peer.pid, narrow.peer.pid], not options.free):
+        stage, narrow, wide = part(Stage, MIB, DEPTH), part(Stage, 64 << 10, 16), part(Stage, 4 * MIB, DEPTH)
+        with apart([stage.peer.pid, narrow.peer.pid, wide.peer.pid], not options.free):
             run(streams(stage))
             run(small_blocks(narrow))
+            run(large_blocks(wide))
             run(round_trips(stage))
             run(commands(part(Local), part(Local, MIB, 128)))
         run(fleets(part(Fleet, MIB, python=False), part(Fleet, MIB, python=True)))

@@ -34,11 +34,11 @@ static inline void pause_cpu(void) {
 }
 
 /* Spinning is worth its while where the other side runs at the same time. Where it does not - the processors are busy, or
- * it takes long over each command - a thread finds out by spinning in vain, and from then on spins only now and then, to
- * see whether that has changed. */
+ * it takes long over each command - the process finds out by spinning in vain, and from then on its threads spin only now
+ * and then, to see whether that has changed. Each thread for itself would find out too late where there are many. */
 #define IN_VAIN 2u     /* times in a row after which it is given up */
 #define TRY_AGAIN 16u  /* one wait in so many spins all the same */
-static _Thread_local unsigned in_vain;
+static _Atomic unsigned in_vain;
 
 /* More spinners than processors would only take the time that the other side needs. */
 static _Atomic int spinners;
@@ -73,17 +73,19 @@ bool wait_until(_Atomic uint32_t *sleeps, bool (*ready)(void *), void *arg, uint
     uint64_t start = now_ns();
     if (start >= deadline)
         return false;
-    if (spinners_allowed() > 1 && (in_vain < IN_VAIN || in_vain % TRY_AGAIN == 0)) {
+    unsigned vain = atomic_load_explicit(&in_vain, memory_order_relaxed);
+    if (spinners_allowed() > 1 && (vain < IN_VAIN || vain % TRY_AGAIN == 0)) {
         bool came = false;
         if (atomic_fetch_add_explicit(&spinners, 1, memory_order_relaxed) < spinners_allowed())
             came = spin(ready, arg, start + SPIN_NS < deadline ? start + SPIN_NS : deadline);
         atomic_fetch_sub_explicit(&spinners, 1, memory_order_relaxed);
         if (came) {
-            in_vain = 0;
+            if (vain)
+                atomic_store_explicit(&in_vain, 0, memory_order_relaxed);
             return true;
         }
     }
-    in_vain++;
+    atomic_fetch_add_explicit(&in_vain, 1, memory_order_relaxed);
     for (;;) {
         atomic_store(sleeps, 1);
         if (ready(arg))
