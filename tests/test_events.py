@@ -9,9 +9,13 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from engine_clients import Recorder as EngineRecorder
+from engine_clients import client
 
 import vdi_ext
 from vdi_ext import CommandCode, CompletionCode, Feature
+from vdi_ext.engine import Engine, SqlError, Synthetic
+from vdi_ext.engine.watching import watched
 from vdi_ext.events import (
     CommandCompleted,
     CommandIssued,
@@ -174,3 +178,61 @@ def test_consumers_hear_events_on_the_thread_of_the_event(tmp_path: Path) -> Non
 
     backed_up(tmp_path, consumer, devices=2)
     assert names[CommandIssued] == names[CommandCompleted] == {"vdi-device-1", "vdi-device-2"}
+
+
+# ---- the stand-in
+
+
+def test_a_statement_of_the_stand_in_tells_everything() -> None:
+    told = Recorder()
+    engine = Engine({"db": Synthetic(5_000_000, 1)}, events=[told])
+    recorder = EngineRecorder(2)
+    with client(2, recorder) as one:
+        result = engine.execute(f"BACKUP DATABASE db TO {one.clauses} WITH STATS = 50")
+    completed = check_commands(told, 2)
+    sizes = [sum(event.transferred for event in completed[device]) for device in (1, 2)]
+    assert sizes == [len(stream) for stream in recorder.streams]
+    assert [event.code for event in completed[1]][-2:] == [CommandCode.FLUSH, CommandCode.COMPLETE]
+    (configured,) = told.of(Configured)
+    assert configured.config == one.config
+    said = [(event.number, event.text) for event in told.of(MessageEvent) if not event.log]
+    assert said == [(entry.number, entry.text) for entry in result.messages]
+    assert [event.number for event in told.of(MessageEvent) if event.log] == [18264]
+    states = [(event.subject, event.state) for event in told.of(StateChanged) if event.subject != "device"]
+    assert states == [
+        ("statement", "running"), ("set", "connected"), ("set", "configurable"), ("set", "initializing"),
+        ("set", "active"), ("set", "closed"), ("statement", "succeeded"),
+    ]  # fmt: skip
+    assert {event.scope for event in told.events if not getattr(event, "log", False)} == {configured.scope}
+
+
+def test_a_device_of_the_stand_in_goes_into_io_error_and_back() -> None:
+    told = Recorder()
+    engine = Engine({"db": Synthetic(5_000_000, 1)}, events=[told])
+    recorder = EngineRecorder(1)
+    with client(1, recorder) as one:
+        engine.execute(f"BACKUP DATABASE db TO {one.clauses}")
+    stream = bytes(recorder.streams[0])
+
+    def play_and_end(number: int, command: vdi_ext.Command) -> None:
+        if command.code == CommandCode.READ and play_and_end.place == 0:  # type: ignore[attr-defined]
+            play_and_end.place = 1  # type: ignore[attr-defined]
+            with memoryview(command) as view:
+                view[:512] = stream[:512]
+            command.complete(CompletionCode.HANDLE_EOF, 512)
+        elif command.code == CommandCode.CLEAR_ERROR:
+            command.complete()
+
+    play_and_end.place = 0  # type: ignore[attr-defined]
+    told.events.clear()
+    with client(1, play_and_end) as one, pytest.raises(SqlError):
+        engine.execute(f"RESTORE DATABASE db FROM {one.clauses}")
+    states = [(event.subject, event.state) for event in told.of(StateChanged)]
+    assert ("device", "io-error") in states and states[-1] == ("statement", "failed")
+    assert told.of(CommandCompleted)[0].completion == CompletionCode.HANDLE_EOF
+    assert 3013 in [event.number for event in told.of(MessageEvent)]
+
+
+def test_an_unwatched_stand_in_runs_on_the_set_itself() -> None:
+    device_set = object()
+    assert watched(device_set, EventStream()) is device_set  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ listens no event is made, and no command costs an instruction more.
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -232,6 +233,12 @@ class EventStream:
 
     def __bool__(self) -> bool:
         return bool(self._consumers)
+
+    def scoped(self, scope: str) -> EventStream:
+        """The same consumers, for events of another scope."""
+        twin = copy.copy(self)
+        twin.scope = scope
+        return twin
 
     def __call__(self, event: Event) -> None:
         commands = isinstance(event, CommandIssued | CommandCompleted)

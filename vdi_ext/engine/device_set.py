@@ -17,6 +17,7 @@ from .messages import message
 from .replay import ReplayDifference
 from .transfer import SMALL_BUFFER, Consumer, Producer, Transfer, TransferError
 from .tsql import Statement
+from .watching import watched
 
 if TYPE_CHECKING:
     from .server import Engine
@@ -150,10 +151,11 @@ class DeviceRun:
     def _open(self) -> ServerDeviceSet:
         name, engine = self._statement.devices[0], self._engine
         try:
-            return ServerDeviceSet.open(name, instance=engine.instance, provider=engine.provider)  # type: ignore[arg-type]
+            device_set = ServerDeviceSet.open(name, instance=engine.instance, provider=engine.provider)  # type: ignore[arg-type]
         except VDError as error:
             code = _FILE_NOT_FOUND if isinstance(error, VDInvalidError) else error.code
             raise self._explainer.open(error, code, 7) from None
+        return watched(device_set, engine.events)
 
     def _configure(self, device_set: ServerDeviceSet, writing: bool) -> None:
         """Decide from the statement and what the client asked for (sections 4.2 and 4.3)."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, NoReturn
 
+from ..events import MessageEvent, StateChanged
 from ..mtf import PAGE_SIZE
 from .backup import back_up
 from .database import DatabaseError
@@ -71,6 +72,7 @@ class Execution:
 
     def __init__(self, engine: Engine, sql: str | Statement, on_message: OnMessage | None) -> None:
         self.engine = engine
+        self._events = engine.events
         self._sql = sql
         self._on_message = on_message
         self._messages: list[Message] = []
@@ -98,6 +100,8 @@ class Execution:
         except SqlError as error:
             self.tell(*error.messages)
             raise
+        self._events = self.engine.events.scoped(statement.devices[0])
+        self._events.emit(StateChanged, "statement", "running", detail=f"{statement.operation} {statement.database}")
         try:
             self.name, self.database = self.engine.find(statement.database)
             self._prepare()
@@ -110,6 +114,7 @@ class Execution:
         else:
             seconds = time.monotonic() - started
             self._succeeded(outcome, seconds)
+            self._events.emit(StateChanged, "statement", "succeeded")
             return Result(tuple(self._messages), outcome.pages, seconds)
         # Outside of the handler: an exception's frames hold views of the shared buffers, and while those live the set
         # stays mapped. What the caller gets must hold none.
@@ -149,6 +154,7 @@ class Execution:
         self.tell(*messages, message(3013, self.statement.operation))
         if self.statement.verb == "BACKUP":
             self.engine.to_log(message(3041, f"BACKUP DATABASE {self.statement.database}"))
+        self._events.emit(StateChanged, "statement", "failed")
         raise SqlError(tuple(self._messages)) from cause
 
     # ---- messages and progress
@@ -157,6 +163,7 @@ class Execution:
         """Send messages to the driver."""
         for entry in messages:
             self._messages.append(entry)
+            self._events.emit(MessageEvent, entry.text, entry.number, entry.severity, entry.state)
             if self._on_message is not None:
                 self._on_message(entry)
 

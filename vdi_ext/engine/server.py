@@ -12,10 +12,11 @@ import logging
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from ..events import Consumer, EventStream, MessageEvent
 from .database import DatabaseError
 from .databases import Database
 from .execution import Execution, OnMessage, Result
@@ -50,6 +51,8 @@ class Engine:
         As in the backup; the host's name by default.
     history : History, optional
         Of backups and restores; by default one that ends with the engine.
+    events : iterable of callable, optional
+        Consumers of everything that happens, as `vdi_ext.events.EventStream` takes them.
 
     Attributes
     ----------
@@ -69,6 +72,7 @@ class Engine:
         provider: object = None,
         server_name: str | None = None,
         history: History | None = None,
+        events: Iterable[Consumer] = (),
     ) -> None:
         self.error_log: deque[Message] = deque(maxlen=1000)
         self._databases = {name.casefold(): (name, database) for name, database in databases.items()}
@@ -77,6 +81,7 @@ class Engine:
         self.server_name = server_name or socket.gethostname()
         self.history = history if history is not None else History()
         self.started = datetime.now()
+        self.events = EventStream(events, "server")
         self._lock = threading.Lock()
         self._running: set[Execution] = set()
         self._sessions: dict[int, Session] = {}
@@ -168,4 +173,5 @@ class Engine:
 
     def to_log(self, entry: Message) -> None:
         self.error_log.append(entry)
+        self.events.emit(MessageEvent, entry.text, entry.number, entry.severity, entry.state, log=True)
         log.log(logging.ERROR if entry.severity > 10 else logging.INFO, "%s", entry)
