@@ -95,7 +95,7 @@ class Session:
         with self._lock:
             self._cancelled = self.killed
         self._sink = sink
-        self._variables = {name.lower(): value for name, (value, *_) in (parameters or {}).items()}
+        self._variables = {name.lower(): one.value for name, one in (parameters or {}).items()}
         try:
             nodes = parse_batch(batch)
         except SqlError as error:

@@ -50,8 +50,8 @@ class Column(NamedTuple):
 class Parameter(NamedTuple):
     """A parameter of a batch; its value is as `SqlType` says."""
 
-    value: object
     type: SqlType
+    value: object
     output: bool = False
 
 
