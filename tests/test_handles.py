@@ -310,6 +310,7 @@ def forgeries(handle: BufferHandle) -> dict[str, BufferHandle]:
         f"{field}={value!r}": dataclasses.replace(handle, **{field: value})
         for field, values in changes.items()
         for value in values
+        if (type(value), value) != (type(real := getattr(handle, field)), real)  # 1 may be what it is
     }
 
 
