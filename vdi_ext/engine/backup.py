@@ -43,7 +43,7 @@ def _send_files(execution: Execution, database: Replay) -> Outcome:
 
 
 def _send_pages(execution: Execution, database: PagedDatabase) -> Outcome:
-    statement, name, devices = execution.statement, execution.name, execution.devices
+    name, devices = execution.name, execution.devices
     files: list[DatabaseFile] = []
     with contextlib.ExitStack() as stack:
 
@@ -51,17 +51,24 @@ def _send_pages(execution: Execution, database: PagedDatabase) -> Outcome:
             snapshot = stack.enter_context(contextlib.closing(database.snapshot(name, devices.check)))
             files.extend(database.files(name, snapshot.pages))
             execution.expect(snapshot.pages * PAGE_SIZE)
-            number = uuid.uuid4()
-            media = MediaSet(number.bytes_le, len(statement.devices), devices.block_size, number.time_low)
-            now = datetime.now()
-            backup = BackupSet(
-                uuid.uuid4().bytes_le, name, execution.engine.server_name, socket.gethostname(), _user(),
-                tuple(files), now, now, bool(statement.checksum), uuid.uuid4().bytes_le, *LSNS,
-            )  # fmt: skip
+            media, backup = describe(execution, tuple(files))
             return BackupStripes(snapshot, media, backup, devices.transfer_size, SMALL_BUFFER)
 
         devices.write(streams)
     return Outcome(sum(file.pages for file in files), tuple((file.name, file.pages) for file in files), LSNS)
+
+
+def describe(execution: Execution, files: tuple[DatabaseFile, ...]) -> tuple[MediaSet, BackupSet]:
+    """A new media set and the backup set in it."""
+    statement = execution.statement
+    number = uuid.uuid4()
+    media = MediaSet(number.bytes_le, len(statement.devices), execution.devices.block_size, number.time_low)
+    now = datetime.now()
+    backup = BackupSet(
+        uuid.uuid4().bytes_le, execution.name, execution.engine.server_name, socket.gethostname(), _user(),
+        files, now, now, bool(statement.checksum), uuid.uuid4().bytes_le, *LSNS,
+    )  # fmt: skip
+    return media, backup
 
 
 def _user() -> str:

@@ -45,6 +45,11 @@ class DeviceRun:
     explainer : Explainer
     progress : callable
         Called with bytes of the database that were moved.
+
+    Attributes
+    ----------
+    prepares_to_freeze : bool
+        The client wants to be asked before a snapshot's freeze.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class DeviceRun:
         self._buffers = 0
         self._complete = False
         self._random_access = False
+        self.prepares_to_freeze = False
 
     @property
     def block_size(self) -> int:
@@ -96,13 +102,43 @@ class DeviceRun:
         ------
         Failure
         """
-        self._run(streams, None)
+
+        def move(transfer: Transfer) -> None:
+            last = (CommandCode.FLUSH, CommandCode.COMPLETE) if self._complete else (CommandCode.FLUSH,)
+            transfer.write(streams(), last)
+
+        self._run(move, writing=True)
 
     def read(self, consumer: Consumer) -> None:
         """Read until the consumer has what it wants. Raises `Failure`."""
-        self._run(None, consumer)
+        self._run(lambda transfer: transfer.read(consumer), consumer, writing=False)
 
-    def _run(self, streams: Callable[[], Producer] | None, consumer: Consumer | None) -> None:
+    def move(self, act: Callable[[Transfer], None], consumer: Consumer | None = None, *, writing: bool) -> None:
+        """Move data in several steps.
+
+        Parameters
+        ----------
+        act : callable
+            Does it, by reading and writing again and again.
+        consumer : Consumer, optional
+            What reads, if anything does.
+        writing : bool
+            The direction of the media; commands can be sent in both.
+
+        Raises
+        ------
+        Failure
+        """
+        self._run(act, consumer, writing=writing)
+
+    def abort(self, reason: str) -> None:
+        """Make it fail. Any thread."""
+        with self._lock:
+            device_set = self._set
+        if device_set is not None:
+            _abort(device_set, reason)
+
+    def _run(self, act: Callable[[Transfer], None], consumer: Consumer | None = None, *, writing: bool) -> None:
         device_set = self._open()
         # An unexpected exception leaves through here: it aborts, and the native Close waits for the last view.
         # What Close itself could say is known by then.
@@ -110,7 +146,7 @@ class DeviceRun:
             with self._lock:
                 self._set = device_set
             try:
-                failure = self._drive(device_set, streams, consumer)
+                failure = self._drive(device_set, act, consumer, writing)
             finally:
                 with self._lock:
                     self._set = None
@@ -118,7 +154,7 @@ class DeviceRun:
             raise failure
 
     def _drive(
-        self, device_set: ServerDeviceSet, streams: Callable[[], Producer] | None, consumer: Consumer | None
+        self, device_set: ServerDeviceSet, act: Callable[[Transfer], None], consumer: Consumer | None, writing: bool
     ) -> Failure | None:
         """Everything between Open and Close; returns what failed."""
         devices: list[ServerDevice] = []
@@ -127,14 +163,14 @@ class DeviceRun:
         try:
             if self._explainer.cancelled:
                 raise Failure(None, message(3204))
-            self._configure(device_set, streams is not None)
+            self._configure(device_set, writing)
             for name in self._statement.devices:
                 devices.append(device_set.open_device(name))
             try:
-                self._move(device_set, devices, streams, consumer)
+                self._move(device_set, devices, act)
             except (TransferError, MtfError, PageDamage, ReplayDifference, DatabaseError) as error:
                 failure = explain(error, devices, consumer)
-                if streams is not None and not isinstance(error, TransferError):
+                if writing and not isinstance(error, TransferError):
                     raise failure from None  # our own failure, with commands in flight
                 # Nothing is in flight: the client sees its devices closed, and learns the rest from the statement.
             for device in devices:
@@ -162,7 +198,9 @@ class DeviceRun:
         statement, asked = self._statement, device_set.get_configuration()
         if asked.device_count != len(statement.devices) or asked.features & ~_SUPPORTED:
             raise Failure(None, message(3261))
-        self._complete = writing and bool(asked.features & Feature.REQUEST_COMPLETE)
+        self.prepares_to_freeze = bool(asked.features & Feature.SNAPSHOT_PREPARE)
+        # Behind the Snapshot command comes the end of the device (section 11.2).
+        self._complete = writing and not statement.snapshot and bool(asked.features & Feature.REQUEST_COMPLETE)
         self._random_access = bool(asked.features & Feature.RANDOM_ACCESS)
         features = asked.features | (Feature.WRITE_MEDIA if writing else Feature.READ_MEDIA)
         if self._complete:
@@ -175,11 +213,7 @@ class DeviceRun:
         device_set.end_configuration()
 
     def _move(
-        self,
-        device_set: ServerDeviceSet,
-        devices: list[ServerDevice],
-        streams: Callable[[], Producer] | None,
-        consumer: Consumer | None,
+        self, device_set: ServerDeviceSet, devices: list[ServerDevice], act: Callable[[Transfer], None]
     ) -> None:
         transfer = Transfer(
             device_set,
@@ -191,11 +225,7 @@ class DeviceRun:
             progress=self._progress,
         )
         try:
-            if streams is not None:
-                last = (CommandCode.FLUSH, CommandCode.COMPLETE) if self._complete else (CommandCode.FLUSH,)
-                transfer.write(streams(), last)
-            elif consumer is not None:
-                transfer.read(consumer)
+            act(transfer)
         finally:
             transfer.release()
 

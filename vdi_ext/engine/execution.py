@@ -20,6 +20,7 @@ from .failures import Explainer, Failure, of_database
 from .messages import Message, SqlError, message
 from .outcome import Outcome
 from .restore import restore
+from .snapshots import back_up_snapshot, restore_snapshot
 from .tsql import Statement, parse, refuse
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class Execution:
             self.name, self.database = self.engine.find(statement.database)
             self._prepare()
             with self.engine.using(self.name, alone=statement.verb == "RESTORE"):
-                outcome = back_up(self) if statement.verb == "BACKUP" else restore(self)
+                outcome = self._act()
         except Failure as error:
             failure = error
         except DatabaseError as error:
@@ -121,6 +122,11 @@ class Execution:
         cause, messages = failure.cause, failure.messages
         del failure
         self._failed(cause, messages)
+
+    def _act(self) -> Outcome:
+        if self.statement.snapshot:
+            return back_up_snapshot(self) if self.statement.verb == "BACKUP" else restore_snapshot(self)
+        return back_up(self) if self.statement.verb == "BACKUP" else restore(self)
 
     def _prepare(self) -> None:
         writing = self.statement.verb == "BACKUP"

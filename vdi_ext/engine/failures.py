@@ -17,7 +17,8 @@ from .transfer import Consumer, TransferError
 if TYPE_CHECKING:
     from .server import Engine
 
-# Routine and failure as the error log names them (section 12.4). For Complete no published text is known.
+# Routine and failure as the error log names them (section 12.4). For Complete and those of snapshots no
+# published text is known.
 _ROUTINES = {
     "write": ("BackupIoRequest::ReportIoError", "write"),
     "read": ("BackupIoRequest::ReportIoError", "read"),
@@ -26,6 +27,9 @@ _ROUTINES = {
     "Flush": ("BackupVirtualDeviceFile::RequestDurableMedia", "Flush"),
     "Complete": ("BackupVirtualDeviceFile::RequestComplete", "Complete"),
     "ClearError": ("BackupVirtualDeviceFile::ClearError", ""),
+    "PrepareToFreeze": ("BackupVirtualDeviceFile::PrepareToFreeze", "PrepareToFreeze"),
+    "Snapshot": ("BackupVirtualDeviceFile::TakeSnapshot", "Snapshot"),
+    "MountSnapshot": ("BackupVirtualDeviceFile::MountSnapshot", "MountSnapshot"),
 }
 
 
@@ -123,7 +127,7 @@ class Explainer:
         self.log_io(error.what, error.device, error.code)
         if error.what == "write" and error.code == CompletionCode.SUCCESS:
             return Failure(bare(error), message(3222, error.device, error.done, error.size))
-        number = 3203 if error.what in ("read", "ClearError") else 3202
+        number = 3203 if error.what in ("read", "ClearError", "MountSnapshot") else 3202
         return Failure(bare(error), message(number, error.device, os_error(error.code)))
 
     def _abort(self, error: VDAbortError, devices: list[ServerDevice]) -> Failure:

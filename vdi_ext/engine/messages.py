@@ -40,7 +40,10 @@ _TEXTS = {
     3057: (16, "Invalid device name. The length of the device name provided exceeds supported limit (maximum length "
                "is:{}). Reissue the BACKUP statement with a valid device name."),
     3101: (16, "Exclusive access could not be obtained because the database is in use."),
+    3129: (16, 'The contents of the file "{}" are not consistent with a transition into the restore sequence. A '
+               "restore from a backup set may be required."),
     3132: (16, "The media set has {} media families but only {} are provided. All members must be provided."),
+    3135: (16, "The backup set in file '{}' was created by {} and cannot be used for this restore operation."),
     3159: (16, 'The tail of the log for the database "{}" has not been backed up. Use BACKUP LOG WITH NORECOVERY to '
                "backup the log if it contains work you do not want to lose. Use the WITH REPLACE or WITH STOPAT clause "
                "of the RESTORE statement to just overwrite the contents of the log."),
@@ -48,6 +51,11 @@ _TEXTS = {
     3187: (16, "RESTORE WITH CHECKSUM cannot be specified because the backup set does not contain checksum "
                "information."),
     3189: (16, "Damage to the backup set was detected."),
+    3196: (16, "RESTORE master WITH SNAPSHOT is not supported. To restore master from a snapshot backup, stop the "
+               "service and copy the data and log file."),
+    3197: (10, "I/O is frozen on database {}. No user action is required. However, if I/O is not resumed promptly, you "
+               "could cancel the backup."),
+    3198: (10, "I/O was resumed on database {}. No user action is required."),
     3201: (16, "Cannot open backup device '{}'. Operating system error {}."),
     3202: (16, 'Write on "{}" failed: {}'),
     3203: (16, 'Read on "{}" failed: {}'),
@@ -63,6 +71,7 @@ _TEXTS = {
     3227: (16, 'The backup media on "{}" is part of media family {} which has already been processed on "{}". Ensure '
                "that backup devices are correctly specified. For tape devices, ensure that the correct volumes are "
                "loaded."),
+    3229: (16, "Request for device '{}' timed out."),
     3231: (16, 'The media loaded on "{}" is formatted to support {} media families, but {} media families are expected '
                "according to the backup device specification."),
     3241: (16, "The media family on device '{}' is incorrectly formed. SQL Server cannot process this media family."),

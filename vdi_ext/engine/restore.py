@@ -95,6 +95,8 @@ class _RestorePlan:
             raise DatabaseError(3258, device)
 
     def _begin(self, info: FamilyInfo) -> None:
+        if info.snapshot:
+            raise DatabaseError(3135, 1, "BACKUP DATABASE WITH SNAPSHOT")
         if self._statement.checksum and not info.checksum:
             raise DatabaseError(3187)
         if not 0 < info.pages <= MOST_PAGES or info.pages % EXTENT_PAGES:

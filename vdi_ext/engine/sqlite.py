@@ -62,11 +62,14 @@ class Sqlite:
     path : str
         Of the database.
     busy_timeout : float
-        Seconds to wait for the read lock while others commit.
+        Seconds to wait for a lock while others commit.
+    freeze_limit : float
+        Seconds after which a frozen database goes on by itself, and its BACKUP WITH SNAPSHOT fails.
     """
 
     path: str
     busy_timeout: float = 60.0
+    freeze_limit: float = 300.0
 
     def files(self, name: str, pages: int) -> tuple[DatabaseFile, ...]:
         return two_files(name, os.path.abspath(self.path), pages)
@@ -77,7 +80,8 @@ class Sqlite:
 
     def snapshot(self, name: str, check: Check) -> SqliteSnapshot:
         try:
-            return SqliteSnapshot(self.path, self.busy_timeout, check)
+            fd = _copy(self.path, self.busy_timeout, check)
+            return SqliteSnapshot(fd, os.fstat(fd).st_size)
         except VDError:  # some are OSErrors as well
             raise
         except (sqlite3.Error, OSError) as error:
@@ -95,12 +99,20 @@ def content_pages(length: int) -> int:
 
 
 class SqliteSnapshot:
-    """A copy of the database at one moment, in a file without a name."""
+    """A copy of the database at one moment, in a file without a name.
 
-    def __init__(self, path: str, busy_timeout: float, check: Check) -> None:
-        self._fd = _copy(path, busy_timeout, check)
-        self._length = os.fstat(self._fd).st_size
-        self.pages = content_pages(self._length)
+    Parameters
+    ----------
+    fd : int
+        Of the copy; closed by `close`. Only what is filled is read.
+    length : int
+        Bytes of the database.
+    """
+
+    def __init__(self, fd: int, length: int) -> None:
+        self._fd = fd
+        self._length = length
+        self.pages = content_pages(length)
 
     def fill(self, pages: Pages, first: int) -> None:
         count = len(pages)
@@ -146,7 +158,7 @@ class SqliteSnapshot:
         wanted = min(len(pages) * CONTENT, self._length - offset)
         if wanted < len(pages) * CONTENT:
             pages[-1, _PLACE : _PLACE + CONTENT] = 0
-        _transfer(os.preadv, self._fd, _contents(pages), offset, wanted)
+        _transfer(os.preadv, self._fd, contents(pages), offset, wanted)
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -161,10 +173,10 @@ class SqliteTarget:
         self._path = path
         self._length = -1
         self._ledger = PageLedger(pages)
-        self._old: _LockedDatabase | None = None
+        self._old: LockedDatabase | None = None
         self._fd = _open_alone(path + _SUFFIX)
         try:
-            self._old = _LockedDatabase(path) if os.path.exists(path) else None
+            self._old = LockedDatabase(path) if os.path.exists(path) else None
             space = os.statvfs(self._fd)
             if space.f_bavail * space.f_frsize < pages * CONTENT:
                 raise DatabaseError(3257, path, pages * CONTENT, space.f_bavail * space.f_frsize)
@@ -177,7 +189,7 @@ class SqliteTarget:
         start = 0
         while start < len(ids):
             if ids[start] == 0:
-                self._file_header(pages[start])
+                self._length = described_length(pages[start], self._ledger.pages)
                 start += 1
                 continue
             breaks = np.flatnonzero(np.diff(ids[start:].astype(np.int64)) != 1)
@@ -187,19 +199,10 @@ class SqliteTarget:
             if wrong.any():
                 raise PageDamage(int(ids[start + int(np.argmax(wrong))]), "the page is of another type")
             try:
-                _transfer(os.pwritev, self._fd, _contents(run), (int(ids[start]) - 1) * CONTENT, len(run) * CONTENT)
+                _transfer(os.pwritev, self._fd, contents(run), (int(ids[start]) - 1) * CONTENT, len(run) * CONTENT)
             except OSError as error:
                 raise DatabaseError(3271, self._path, str(error)) from error
             start = stop
-
-    def _file_header(self, page: Pages) -> None:
-        content = page[HEADER_SIZE + 4 :].tobytes()
-        length, = struct.unpack_from("<Q", content, len(_MAGIC))
-        if page[1] != TYPE_FILE_HEADER or not content.startswith(_MAGIC):
-            raise PageDamage(0, "the backup is not one of a SQLite database")
-        if content_pages(length) != self._ledger.pages:
-            raise PageDamage(0, f"a file of {length} bytes does not fill {self._ledger.pages} pages")
-        self._length = length
 
     def finish(self) -> None:
         self._ledger.close()
@@ -239,7 +242,20 @@ class SqliteTarget:
 # ---- pages and files
 
 
-def _contents(pages: Pages) -> list[memoryview]:
+def described_length(page: Pages, pages: int) -> int:
+    """Bytes of the SQLite file, as page 0 of a backup of `pages` pages says. Raises `PageDamage`."""
+    content = page[HEADER_SIZE + 4 :].tobytes()
+    length: int
+    length, = struct.unpack_from("<Q", content, len(_MAGIC))
+    if page[1] != TYPE_FILE_HEADER or not content.startswith(_MAGIC):
+        raise PageDamage(0, "the backup is not one of a SQLite database")
+    if content_pages(length) != pages:
+        raise PageDamage(0, f"a file of {length} bytes does not fill {pages} pages")
+    return length
+
+
+def contents(pages: Pages) -> list[memoryview]:
+    """What each page holds of the SQLite file."""
     whole = memoryview(pages.reshape(-1))
     return [whole[at : at + CONTENT] for at in range(_PLACE, len(whole), PAGE_SIZE)]
 
@@ -351,7 +367,7 @@ class _InUse(Exception):  # what SQLite says by the journal mode that it keeps
     pass
 
 
-class _LockedDatabase:
+class LockedDatabase:
     """The old database: locked against everybody else while the new one is made."""
 
     def __init__(self, path: str) -> None:

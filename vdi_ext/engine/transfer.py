@@ -32,7 +32,7 @@ class TransferError(Exception):
     ----------
     device : str
     what : str
-        ``"write"``, ``"read"``, ``"Flush"``, ``"Complete"`` or ``"ClearError"``.
+        ``"write"``, ``"read"``, or a command's name: ``"Flush"``, ``"ClearError"``, ``"Snapshot"`` ...
     code : int
         Completion code.
     done, size : int
@@ -185,7 +185,7 @@ class Transfer:
     # ---- backup
 
     def write(self, producer: Producer, last: tuple[CommandCode, ...]) -> None:
-        """Send what the producer makes, then the commands `last` to each device.
+        """Send what the producer makes, then the commands `last` to each device. Again and again, if wanted.
 
         Raises
         ------
@@ -196,6 +196,7 @@ class Transfer:
         """
         for each in self._lanes:
             each.todo.extend(last)
+            each.blocked = each.exhausted = each.done = False
         while True:
             self._send_writes(producer)
             if all(lane.done for lane in self._lanes):
@@ -205,8 +206,7 @@ class Transfer:
             if slot is lane.control:
                 code = lane.todo.popleft()
                 if completion.code != CompletionCode.SUCCESS:
-                    self._fail(TransferError(lane.device.name, code.name.capitalize(), completion.code))
-                lane.done = not lane.todo
+                    self._fail(TransferError(lane.device.name, code.name.title().replace("_", ""), completion.code))
                 continue
             done = completion.bytes_transferred
             if completion.code != CompletionCode.SUCCESS or done != slot.size:
@@ -232,6 +232,7 @@ class Transfer:
         for lane in self._lanes:
             if lane.exhausted and not lane.outstanding and lane.todo and not lane.blocked:
                 self._send(lane, lane.control, lane.todo[0], 0)
+            lane.done = lane.exhausted and not lane.outstanding and not lane.todo
 
     def _can_write(self, lane: _Lane, producer: Producer) -> bool:
         if lane.exhausted or lane.blocked or lane.outstanding >= self._share or not (self._free or lane.small):

@@ -123,6 +123,8 @@ class BackupSet:
         Of the database, of the backup.
     checksum : bool
         WITH CHECKSUM: a backup checksum follows the data.
+    snapshot : bool
+        WITH SNAPSHOT: the files themselves are elsewhere.
     recovery_fork : bytes
         16 bytes.
     first_lsn, last_lsn : tuple of int
@@ -172,6 +174,7 @@ class BackupSet:
     number: int = 1
     log: tuple[LogPart, ...] = ()
     extra: Mapping[str, object] = field(default_factory=dict)
+    snapshot: bool = False
 
     @property
     def pages(self) -> int:

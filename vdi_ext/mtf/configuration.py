@@ -24,7 +24,7 @@ from .blocks import (
     encode_text,
 )
 
-CHECKSUM_FLAG = 0x10
+SNAPSHOT_FLAG, CHECKSUM_FLAG = 0x2, 0x10
 SCIN_SIZE = 364
 _UNLIMITED = 0x1FFFFFFFE000  # bytes that a data file may grow to; a log file: 2 TiB
 _UNLIMITED_LOG = 2 << 40
@@ -72,6 +72,7 @@ class Configuration:
 
     kind: str
     checksum: bool
+    snapshot: bool
     database: str
     server: str
     version: tuple[int, int, int]
@@ -112,7 +113,8 @@ def configuration(backup: BackupSet, size: int, finished: datetime | None = None
     """
     scin = bytearray(SCIN_SIZE)
     scin[0:4] = b"SCIN"
-    flags = 0x200 | (CHECKSUM_FLAG if backup.checksum else 0) | (0x800 if backup.kind == "I" else 0)
+    flags = 0x200 | (CHECKSUM_FLAG if backup.checksum else 0) | (SNAPSHOT_FLAG if backup.snapshot else 0)
+    flags |= 0x800 if backup.kind == "I" else 0
     struct.pack_into("<3I", scin, 8, flags, 1, 1)
     major, minor, build = SERVER_VERSION
     struct.pack_into("<HBB", scin, 24, build, minor, major)
@@ -243,8 +245,9 @@ def parse(data: bytes, require: Complain) -> Configuration:
     kind_letter = scin[87:88].decode("latin-1")
     require(kind_letter in "DIL", "a backup of an unknown kind")
     dates = [decode_date(scin[at : at + 5]) for at in (72, 77, 82)]
+    flags, = struct.unpack_from("<I", scin, 8)
     return Configuration(
-        kind=kind_letter, checksum=bool(struct.unpack_from("<I", scin, 8)[0] & CHECKSUM_FLAG),
+        kind=kind_letter, checksum=bool(flags & CHECKSUM_FLAG), snapshot=bool(flags & SNAPSHOT_FLAG),
         database=text(scin, 104), server=text(scin, 108), version=(major, minor, build),
         database_version=struct.unpack_from("<H", scin, 94)[0], compatibility=scin[91], sort_order=scin[88],
         locale=locale, comparison_style=style, first_lsn=lsn(scin, 32), last_lsn=lsn(scin, 42),

@@ -95,6 +95,7 @@ class FamilyInfo:
     database: str = ""
     server: str = ""
     checksum: bool = False
+    snapshot: bool = False
     pages: int = 0  # in all families together
     files: list[tuple[int, str, int]] = field(default_factory=list)  # id, logical name, pages
     configuration: Configuration | None = None  # that of the end once it was read
@@ -492,6 +493,7 @@ class FamilyReader:
         info = self.info
         info.configuration = found = configurations.parse(data, self._require)
         info.checksum = found.checksum
+        info.snapshot = found.snapshot
         info.database = found.database
         info.server = found.server
         info.files = [(file.file_id, file.name, file.pages) for file in found.files]

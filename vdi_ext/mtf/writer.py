@@ -59,16 +59,22 @@ class FamilyWriter:
 
     # ---- the whole family in three steps
 
+    def medium(self) -> bytes:
+        """What precedes the backup set, for a stream that tells it in advance: `begin` gives the rest then.
+
+        A whole number of physical blocks.
+        """
+        self._medium()
+        return self._take()
+
     def begin(self) -> bytes:
         """What precedes the first page, or, without data, the MSTL block; a whole number of physical blocks.
 
         With no data this is empty: all of the family is in `end`.
         """
-        media, backup = self.media, self.backup
+        backup = self.backup
         if not self._marks:
-            label = [(b"RAID", blocks.raid(media, self.family))]
-            self._block(blocks.tape(media, backup.started), label, self._unit)
-            self._filemark()
+            self._medium()
         self._set_start = self._position
         self._block(blocks.start_of_set(backup, self._set_start), [], FORMAT_BLOCK)
         self._block(blocks.volume(backup, self._address, self._next_control()), [], FORMAT_BLOCK)
@@ -131,6 +137,11 @@ class FamilyWriter:
         self._block(blocks.end_of_set(self.backup, first), [], self._unit)
         self._filemark()
         return self._take()
+
+    def _medium(self) -> None:
+        media = self.media
+        self._block(blocks.tape(media, self.backup.started), [(b"RAID", blocks.raid(media, self.family))], self._unit)
+        self._filemark()
 
     @property
     def _payload(self) -> int:

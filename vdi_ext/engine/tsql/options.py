@@ -17,10 +17,10 @@ KINDS_NOT_YET = {
 OPTIONS_NOT_YET = {
     "BACKUP": {
         "continue_after_error", "description", "differential", "expire_date", "init", "media_description", "media_name",
-        "name", "no_truncate", "norecovery", "retain_days", "skip", "snapshot", "standby",
+        "name", "no_truncate", "norecovery", "retain_days", "skip", "standby",
     },
     "RESTORE": {
-        "continue_after_error", "file", "load_history", "media_name", "moves", "norecovery", "snapshot", "standby",
+        "continue_after_error", "file", "load_history", "media_name", "moves", "norecovery", "standby",
         "stop_at",
     },
 }  # fmt: skip
