@@ -107,11 +107,11 @@ class DeviceRun:
             last = (CommandCode.FLUSH, CommandCode.COMPLETE) if self._complete else (CommandCode.FLUSH,)
             transfer.write(streams(), last)
 
-        self._run(move, writing=True)
+        self.move(move, writing=True)
 
     def read(self, consumer: Consumer) -> None:
         """Read until the consumer has what it wants. Raises `Failure`."""
-        self._run(lambda transfer: transfer.read(consumer), consumer, writing=False)
+        self.move(lambda transfer: transfer.read(consumer), consumer, writing=False)
 
     def move(self, act: Callable[[Transfer], None], consumer: Consumer | None = None, *, writing: bool) -> None:
         """Move data in several steps.
@@ -129,16 +129,6 @@ class DeviceRun:
         ------
         Failure
         """
-        self._run(act, consumer, writing=writing)
-
-    def abort(self, reason: str) -> None:
-        """Make it fail. Any thread."""
-        with self._lock:
-            device_set = self._set
-        if device_set is not None:
-            _abort(device_set, reason)
-
-    def _run(self, act: Callable[[Transfer], None], consumer: Consumer | None = None, *, writing: bool) -> None:
         device_set = self._open()
         # An unexpected exception leaves through here: it aborts, and the native Close waits for the last view.
         # What Close itself could say is known by then.
@@ -152,6 +142,13 @@ class DeviceRun:
                     self._set = None
         if failure is not None:
             raise failure
+
+    def abort(self, reason: str) -> None:
+        """Make it fail. Any thread."""
+        with self._lock:
+            device_set = self._set
+        if device_set is not None:
+            _abort(device_set, reason)
 
     def _drive(
         self, device_set: ServerDeviceSet, act: Callable[[Transfer], None], consumer: Consumer | None, writing: bool
