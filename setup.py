@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent
 os.chdir(ROOT)
 INCLUDE = Path("include")
 PROVIDER = Path("vdi_ext/provider")
+PLATFORM = Path("vdi_ext/_platform")
 HEADERS = sorted(map(str, INCLUDE.glob("*.h")))
 
 SANITIZE = os.environ.get("VDI_EXT_SANITIZE", "")
@@ -36,6 +37,7 @@ else:
     COMMON += ["-O2"]
 STRICT = ["-Werror"] if MAINTAINER else []
 CFLAGS = [*COMMON, "-Wstrict-prototypes"]
+CXXFLAGS = ["-std=c++17", "-fno-exceptions", "-fno-rtti", *COMMON]  # C++ here needs no runtime library
 # Generated C is not ours to clean: it keeps the warnings, without those that its style sets off by itself.
 CYTHON_CFLAGS = [*CFLAGS, "-Wno-unused-parameter", "-Wno-missing-field-initializers"]
 
@@ -51,14 +53,16 @@ MODULES = [
     "vdi_ext._server",
     "vdi_ext.server",
 ]
+# What of the operating system's own code a module contains.
+PLATFORM_SOURCES = {"vdi_ext._core.provider": sorted(map(str, PLATFORM.glob("sqlvdi_linux.*")))}
 
 
 def extension(module: str) -> Extension:
     return Extension(
         module,
         [module.replace(".", "/") + ".pyx"],
-        include_dirs=[str(INCLUDE)],
-        depends=HEADERS,
+        include_dirs=[str(INCLUDE), str(PLATFORM)],
+        depends=HEADERS + PLATFORM_SOURCES.get(module, []),
         extra_compile_args=CYTHON_CFLAGS,
         extra_link_args=LINK,
     )
@@ -84,32 +88,40 @@ class BuildExt(build_ext):
         stamp.parent.mkdir(parents=True, exist_ok=True)
         stamp.write_text(flavour)
 
+    def build_extension(self, ext: Extension) -> None:
+        objects = Path(self.build_temp) / "platform"
+        depends = [*map(Path, ext.depends), Path("setup.py")]
+        sources = [Path(source) for source in PLATFORM_SOURCES.get(ext.name, []) if source.endswith(".cpp")]
+        ext.extra_objects = [self.compile(source, objects, depends) for source in sources]
+        super().build_extension(ext)
+
+    def compile(self, source: Path, objects: Path, depends: list[Path]) -> str:
+        """Compile a source of C or C++ without Python; returns the object."""
+        out = objects / f"{source.name}.o"
+        if not self.force and out.exists() and out.stat().st_mtime > max(d.stat().st_mtime for d in depends):
+            return str(out)
+        objects.mkdir(parents=True, exist_ok=True)
+        if source.suffix == ".c":
+            tool = [*shlex.split(os.environ.get("CC", "gcc")), "-std=c11", *CFLAGS]
+        else:
+            tool = [*shlex.split(os.environ.get("CXX", "g++")), *CXXFLAGS]
+        common = [*STRICT, "-D_GNU_SOURCE", "-fPIC", "-pthread", f"-I{INCLUDE}"]
+        self.call([*tool, *common, "-c", str(source), "-o", str(out)])
+        return str(out)
+
     def build_provider(self, target: Path) -> None:
         sources = sorted(PROVIDER.glob("src/*.c")) + sorted(PROVIDER.glob("src/*.cpp"))
         depends = [*sources, *PROVIDER.glob("src/*.h"), *INCLUDE.glob("*.h"), Path(__file__)]
         if not self.force and target.exists() and target.stat().st_mtime > max(d.stat().st_mtime for d in depends):
             return
         objects = Path(self.build_temp) / "provider"
-        objects.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
-        cc = shlex.split(os.environ.get("CC", "gcc"))
-        cxx = shlex.split(os.environ.get("CXX", "g++"))
-
-        def compile_one(source: Path) -> str:
-            out = str(objects / f"{source.name}.o")
-            if source.suffix == ".c":
-                tool = [*cc, "-std=c11", *CFLAGS]
-            else:
-                tool = [*cxx, "-std=c++17", "-fno-exceptions", "-fno-rtti", *COMMON]
-            common = [*STRICT, "-D_GNU_SOURCE", "-fPIC", "-pthread", f"-I{INCLUDE}"]
-            self.call([*tool, *common, "-c", str(source), "-o", out])
-            return out
-
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            built = list(pool.map(compile_one, sources))
+            built = list(pool.map(lambda source: self.compile(source, objects, depends), sources))
         # nodelete: threads and fork handlers of the library may outlive a dlclose.
         # symbolic: the library's own entry is used, whatever the program exports.
         ld = "-Wl,-z,nodelete,--as-needed,-Bsymbolic-functions,-soname,libsqlvdi.so"
+        cxx = shlex.split(os.environ.get("CXX", "g++"))
         link = ["-shared", "-pthread", ld, *LINK]
         fresh = f"{target}.new"
         self.call([*cxx, *link, *built, "-o", fresh])

@@ -277,8 +277,7 @@ def test_providers_by_name_and_path() -> None:
 
 def test_the_system_s_provider_says_what_is_missing() -> None:
     if os.path.exists("/opt/mssql/lib/libsqlvdi.so"):
-        with pytest.raises(vdi.VDNotSupportedError, match="DllGetClassObject"):
-            vdi.Provider.system()
+        assert vdi.Provider.system().path == "/opt/mssql/lib/libsqlvdi.so"
         return
     with pytest.raises(FileNotFoundError, match=r"install SQL Server .* or use Provider\.embedded\(\)"):
         vdi.Provider.system()
@@ -296,7 +295,7 @@ def test_libraries_that_are_none(tmp_path) -> None:
     source = tmp_path / "empty.c"
     source.write_text("int nothing;")
     subprocess.run(["cc", "-shared", "-o", tmp_path / "empty.so", source], check=True)
-    with pytest.raises(vdi.VDNotSupportedError, match="does not export DllGetClassObject"):
+    with pytest.raises(vdi.VDNotSupportedError, match="exports neither DllGetClassObject"):
         vdi.VirtualDeviceSet.create(provider=tmp_path / "empty.so")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from native.build import LIBRARY, Programs, environment
+from native.peers import Peers, stream
 
 
 @pytest.fixture(scope="session")
@@ -111,59 +112,6 @@ if shutil.which("clang") or os.environ.get("CI") == "true":
 # --- C++ programs that link -lsqlvdi, in processes without Python ---
 
 
-class Peers:
-    """Starts programs and gives up on all of them together."""
-
-    def __init__(self, programs: Programs):
-        self.programs = programs
-        self.running: list[subprocess.Popen[str]] = []
-
-    def start(self, name: str, *arguments: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            self.programs.command(name, *arguments),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            # A program may leave its 8 bytes of a device to the end of the process.
-            env=environment() | {"ASAN_OPTIONS": "detect_leaks=0"},
-        )
-        self.running.append(process)
-        return process
-
-    def until(self, process: subprocess.Popen[str], line: str) -> None:
-        assert process.stdout is not None
-        for got in process.stdout:
-            if got.strip() == line:
-                return
-            assert "FAIL" not in got, got
-        pytest.fail(f"ended before it said {line!r}")
-
-    def finish(self) -> None:
-        """Waits for all, the last one first: a primary client waits for the end of its input before it closes."""
-        for process in reversed(self.running):
-            out, _ = process.communicate(timeout=60)
-            assert process.returncode == 0, f"{process.args} ended with {process.returncode}\n{out}"
-
-    def __enter__(self) -> Peers:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for process in self.running:
-            if process.poll() is None:
-                process.kill()
-            process.communicate()
-
-
-def stream(device: int, size: int) -> bytes:
-    """What cserver writes to a device."""
-    folded = bytearray(size)
-    for position in range(size):
-        x = position * 131 + device + (position >> 12)
-        folded[position] = (x ^ x >> 8) & 0xFF
-    return bytes(folded)
-
-
 def test_cxx_contract(programs: Programs) -> None:
     programs.check("cxx_client", "contract")
 
@@ -198,10 +146,11 @@ def test_cxx_secondaries_serve_devices(programs: Programs, tmp_path: Path) -> No
     assert [(tmp_path / f"stripe.{device}").stat().st_size for device in range(3)] == [1 << 20] * 3
 
 
-def test_cxx_handles_cross_processes(programs: Programs) -> None:
+@pytest.mark.parametrize("operation", ["backup", "restore"])
+def test_cxx_handles_cross_processes(programs: Programs, operation: str) -> None:
     name = f"cxx handles {os.getpid()}"
     with Peers(programs) as peers:
-        client = peers.start("cxx_client", "handles", name)
+        client = peers.start("cxx_client", "handles", name, "2")
         peers.until(client, "created")
-        peers.start("cserver", "backup", name, "1", "1")
+        peers.start("cserver", operation, name, "1", "2")
         peers.finish()

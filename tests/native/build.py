@@ -72,6 +72,31 @@ class Programs:
         link = ["-shared", "-Wl,-Bsymbolic-functions", "-Wl,-soname,libsqlvdi.so"]
         self._run(self.cc, *link, *objects, "-o", self.library)
 
+    def classes_library(self, quirks: bool = False) -> Path:
+        """Builds the library of somebody else: the provider's C++ classes without its class factory.
+
+        With `quirks`, those of quirks.cpp stand before them.
+        """
+        out = self.where / ("quirks" if quirks else "classes") / "libsqlvdi.so"
+        out.parent.mkdir(exist_ok=True)
+        renamed = [f"-DClientVirtualDevice{what}=RealDevice{what}" for what in ("", "Set")] if quirks else []
+
+        def compile_one(source: Path) -> Path:
+            compiled = out.parent / f"{source.name}.o"
+            flags = ["-fPIC", *(renamed if source.name == "cxxabi.cpp" else [])]
+            tool = [self.cc, "-std=c11"] if source.suffix == ".c" else [self.cxx, "-std=c++17"]
+            self._run(*tool, *WARNINGS, *flags, "-c", source, "-o", compiled)
+            return compiled
+
+        sources = [*SOURCES.glob("*.c"), *SOURCES.glob("*.cpp"), *([NATIVE / "quirks.cpp"] if quirks else [])]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(compile_one, sources))
+        script = out.parent / "exports"
+        script.write_text("{ global: _ZN19ClientVirtualDevice*; _ZN22ClientVirtualDeviceSet*; local: *; };\n")
+        link = ["-shared", f"-Wl,--version-script={script}", "-Wl,-Bsymbolic-functions,-soname,libsqlvdi.so"]
+        self._run(self.cxx, *link, *objects, "-o", out)
+        return out
+
     def program(self, name: str) -> Path:
         """Builds a program if that has not been done, and gives its path."""
         out = self.where / name

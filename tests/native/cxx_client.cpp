@@ -1,11 +1,11 @@
-/* A backup client as Linux programs write them: against the classes of libsqlvdi.so alone, whose declaration is written
- * out below, with none of our headers. Deals in files, one per device.
+/* A backup client as Linux programs write them: against the classes of libsqlvdi.so alone, as published.h has
+ * them, with none of our headers. Deals in files, one per device.
  *
  * cxx_client backup|restore NAME DEVICES PREFIX [WHO]     all devices, one thread each; with WHO "delete" the devices
  *                                                         are deleted before Close, with "late" after it
  * cxx_client primary NAME DEVICES PREFIX                  device 0 only: the others are for secondaries
  * cxx_client secondary NAME DEVICE PREFIX
- * cxx_client handles NAME                                 passes a handle to a forked reader
+ * cxx_client handles NAME MIB                             a forked process has and fills the buffers, by their handles
  * cxx_client contract                                     codes and arguments, without a server
  *
  * Lines on standard output tell the test where it is. */
@@ -22,53 +22,7 @@
 #include <thread>
 #include <vector>
 
-#pragma pack(push, 8)
-struct VDConfig {
-    uint32_t deviceCount, features, prefixZoneSize, alignment, softFileMarkBlockSize, EOMWarningSize, serverTimeOut;
-    uint32_t blockSize, maxIODepth, maxTransferSize, bufferAreaSize;
-};
-struct VDC_Command {
-    int32_t commandCode, size;
-    int64_t position;
-    uint8_t *buffer;
-};
-#pragma pack(pop)
-
-class CVD;
-class CVDS;
-
-class ClientVirtualDevice {
-    friend class ClientVirtualDeviceSet;
-    CVD *cvd;
-
-public:
-    ClientVirtualDevice();
-    ~ClientVirtualDevice();
-    int GetCommand(time_t timeOut, VDC_Command **ppCmd);
-    int CompleteCommand(VDC_Command *pCmd, int completionCode, unsigned long bytesTransferred, int64_t position);
-};
-
-class ClientVirtualDeviceSet {
-    CVDS *cvds;
-
-public:
-    ClientVirtualDeviceSet();
-    ~ClientVirtualDeviceSet();
-    int Create(char *name, VDConfig *cfg);
-    int GetConfiguration(time_t timeout, VDConfig *cfg);
-    int OpenDevice(char *name, ClientVirtualDevice **ppVirtualDevice);
-    int Close();
-    int SignalAbort();
-    int OpenInSecondary(char *setName);
-    int GetBufferHandle(uint8_t *pBuffer, unsigned int *pBufferHandle);
-    int MapBufferHandle(int dwBuffer, uint8_t **ppBuffer);
-    void RegisterDeviceClosed();
-};
-
-enum { READ = 1, WRITE = 2, CLEAR_ERROR = 3, FLUSH = 12, COMPLETE = 19 };
-enum { SUCCESS = 0, HANDLE_EOF = 38, NOT_SUPPORTED = 50, DISK_FULL = 112 };
-static const int TIMEOUT = -2139684861, ABORT = -2139684860, INVALID = -2139684858, NOT_SUPPORTED_CONFIG = -2139684855,
-                 PROTOCOL = -2139684852, OPEN = -2139684851, CLOSED = -2139684850;
+#include "published.h"
 
 /* A program may have a COM library of its own: the classes must not take its entry for theirs. */
 extern "C" int DllGetClassObject(const void *, const void *, void **)
@@ -216,35 +170,59 @@ static int secondary(const char *name, int number, const char *prefix)
     return failures;
 }
 
-/* Every Write's buffer goes by handle to another process, which has to read the same bytes there. */
-static int handles(const char *name)
+/* What cserver sends to device 0 and expects from it. */
+static uint8_t byte_at(uint64_t position)
+{
+    uint64_t x = position * 131 + (position >> 12);
+    return (uint8_t)(x ^ x >> 8);
+}
+
+/* A buffer that another process works on: it reads a Write's bytes and fills a Read's. */
+struct Work {
+    unsigned int handle;
+    int code, size;
+    uint64_t position;
+};
+
+static int worker(const char *name, int in, int out)
+{
+    std::string set_name = name;
+    ClientVirtualDeviceSet set;
+    Work work;
+    bool joined = false;
+    while (read(in, &work, sizeof work) == (ssize_t)sizeof work) {
+        if (!joined)
+            EXPECT(set.OpenInSecondary(&set_name[0]), 0);
+        joined = true;
+        uint8_t *buffer = nullptr;
+        EXPECT(set.MapBufferHandle(0x7FFFFFF1, &buffer), INVALID);
+        EXPECT(set.MapBufferHandle(-5, &buffer), INVALID);
+        EXPECT(set.MapBufferHandle((int)work.handle, nullptr), INVALID);
+        EXPECT(set.MapBufferHandle((int)work.handle, &buffer), 0);
+        int wrong = 0;
+        for (int i = 0; i < work.size; i++)
+            if (work.code == READ)
+                buffer[i] = byte_at(work.position + (uint64_t)i);
+            else
+                wrong += buffer[i] != byte_at(work.position + (uint64_t)i);
+        EXPECT(wrong, 0);
+        if (write(out, &wrong, sizeof wrong) != (ssize_t)sizeof wrong)
+            return 1;
+    }
+    EXPECT(set.Close(), 0);
+    return failures;
+}
+
+static int handles(const char *name, uint64_t total)
 {
     int to[2], from[2];
     if (pipe(to) != 0 || pipe(from) != 0)
         return 1;
-    pid_t reader = fork();
-    if (reader == 0) {
+    pid_t pid = fork();
+    if (pid == 0) {
         close(to[1]);
         close(from[0]);
-        std::string set_name = name;
-        ClientVirtualDeviceSet set;
-        unsigned int handle;
-        bool joined = false;
-        while (read(to[0], &handle, sizeof handle) == (ssize_t)sizeof handle) {
-            if (!joined)
-                EXPECT(set.OpenInSecondary(&set_name[0]), 0);
-            joined = true;
-            uint8_t *buffer = nullptr;
-            EXPECT(set.MapBufferHandle((int)handle, &buffer), 0);
-            EXPECT(set.MapBufferHandle(0x7FFFFFF1, &buffer), INVALID);
-            EXPECT(set.MapBufferHandle(-5, &buffer), INVALID);
-            EXPECT(set.MapBufferHandle((int)handle, nullptr), INVALID);
-            EXPECT(set.MapBufferHandle((int)handle, &buffer), 0);
-            if (write(from[1], buffer, 16) != 16)
-                _exit(1);
-        }
-        EXPECT(set.Close(), 0);
-        _exit(failures ? 1 : 0);
+        _exit(worker(name, to[0], from[1]) ? 1 : 0);
     }
     close(to[0]);
     close(from[1]);
@@ -259,26 +237,32 @@ static int handles(const char *name)
     printf("created\n");
     EXPECT(set.GetConfiguration(-1, &cfg), 0);
     EXPECT(set.OpenDevice(&set_name[0], &device), 0);
-    int hr, sent = 0;
+    int hr;
+    uint64_t position = 0;
     while ((hr = device->GetCommand(-1, &command)) == 0) {
-        if (command->commandCode == WRITE) {
-            unsigned int handle = 0;
-            uint8_t seen[16];
-            EXPECT(set.GetBufferHandle(command->buffer, &handle), 0);
-            if (write(to[1], &handle, sizeof handle) != (ssize_t)sizeof handle || read(from[0], seen, 16) != 16)
+        int code = command->commandCode == FLUSH || command->commandCode == CLEAR_ERROR ? SUCCESS : NOT_SUPPORTED;
+        unsigned long bytes = 0;
+        if (command->commandCode == READ && position == total) {
+            code = HANDLE_EOF;
+        } else if (command->commandCode == READ || command->commandCode == WRITE) {
+            Work work = {0, command->commandCode, command->size, position};
+            int wrong = 1;
+            EXPECT(set.GetBufferHandle(command->buffer, &work.handle), 0);
+            if (write(to[1], &work, sizeof work) != (ssize_t)sizeof work ||
+                read(from[0], &wrong, sizeof wrong) != (ssize_t)sizeof wrong)
                 return 1;
-            EXPECT(memcmp(seen, command->buffer, 16), 0);
-            sent++;
+            code = wrong ? DISK_FULL : SUCCESS;
+            bytes = (unsigned long)command->size;
+            position += bytes;
         }
-        int code = command->commandCode == WRITE || command->commandCode == FLUSH ||
-                           command->commandCode == CLEAR_ERROR ? SUCCESS : NOT_SUPPORTED;
-        EXPECT(device->CompleteCommand(command, code, (unsigned long)command->size, 0), 0);
+        EXPECT(device->CompleteCommand(command, code, bytes, 0), 0);
     }
     EXPECT(hr, CLOSED);
-    EXPECT(sent > 0, 1);
+    EXPECT((long)position, (long)total);
+    set.RegisterDeviceClosed();
     close(to[1]);
     int status = -1;
-    waitpid(reader, &status, 0);
+    waitpid(pid, &status, 0);
     EXPECT(status, 0);
     EXPECT(set.Close(), 0);
     delete device;
@@ -384,8 +368,8 @@ int main(int argc, char **argv)
         bad = primary(argv[2], atoi(argv[3]), argv[4]);
     else if (what == "secondary" && argc > 4)
         bad = secondary(argv[2], atoi(argv[3]), argv[4]);
-    else if (what == "handles" && argc > 2)
-        bad = handles(argv[2]);
+    else if (what == "handles" && argc > 3)
+        bad = handles(argv[2], (uint64_t)atoi(argv[3]) << 20);
     else if (what == "contract")
         bad = contract();
     FILE *maps = fopen("/proc/self/maps", "r");

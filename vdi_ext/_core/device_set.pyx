@@ -5,7 +5,7 @@ import uuid
 
 from ..config import DeviceSetConfig
 from ..constants import SetState, known
-from ..errors import VDNotOpenError, VDNotSupportedError
+from ..errors import VDInstanceNameError, VDNotOpenError, VDNotSupportedError
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
@@ -17,6 +17,7 @@ from ..libvdi cimport (
     IClientVirtualDeviceSet2,
     IID_IClientVirtualDeviceSet2,
     IID_IVdiEmbeddedSet,
+    VD_E_INSTANCE_NAME,
     VD_E_NOTOPEN,
     VD_E_NOTSUPPORTED,
     VD_E_TIMEOUT,
@@ -90,7 +91,7 @@ cdef class VirtualDeviceSet:
             Instance of SQL Server that runs the statement, without the machine; None or empty is the default one.
         provider : Provider, str or os.PathLike, optional
             A `Provider`, ``"embedded"``, ``"system"`` or the path of a library. None: SQL Server's component where it
-            is installed and usable, else the embedded provider.
+            is installed, else the embedded provider.
         group : str or int, optional
             Name or number of a group of the operating system whose members may join, besides the same user. Embedded
             provider only.
@@ -444,6 +445,12 @@ cdef VirtualDeviceSet _new_set(str name, object instance, object provider):
     cdef VirtualDeviceSet self = VirtualDeviceSet.__new__(VirtualDeviceSet)
     cdef SetRef ref = SetRef.__new__(SetRef)
     cdef Provider library = provider_for(provider, False)
+    if instance and library.classes_only:
+        raise VDInstanceNameError(
+            VD_E_INSTANCE_NAME,
+            f"SQL Server on Linux has no named instances, and {library.path} takes none; leave out the instance "
+            f"{instance!r}",
+        )
     ref.p = <IClientVirtualDeviceSet2 *>library.create_instance(
         &CLSID_MSSQL_ClientVirtualDeviceSet, &IID_IClientVirtualDeviceSet2
     )

@@ -1,4 +1,4 @@
-from ..libvdi cimport CLSID, IID, VdiGetClassObjectFn, VdiLiveObjectsFn
+from ..libvdi cimport CLSID, IClassFactory, IID, VdiGetClassObjectFn, VdiLiveObjectsFn
 
 # Counts the forks between this process and its first ancestor; an object of another generation is inherited and inert.
 cdef unsigned int fork_generation
@@ -6,7 +6,9 @@ cdef unsigned int fork_generation
 
 cdef class Provider:
     cdef readonly str path
-    cdef VdiGetClassObjectFn _get_class_object  # NULL only in an object that no factory made
+    cdef readonly bint classes_only
+    cdef VdiGetClassObjectFn _get_class_object  # NULL: only the C++ classes
+    cdef IClassFactory *_factory                # of the C++ classes, lives for ever; NULL where there is the above
     cdef VdiLiveObjectsFn _live_objects         # NULL: not the embedded provider
     cdef void *create_instance(self, const CLSID *clsid, const IID *iid) except NULL
 
