@@ -64,8 +64,8 @@ def test_json_lines(tmp_path: Path, source: str) -> None:
     done = run("backup", source, tmp_path / "set", "--json", "--stats", 50)
     assert (done.returncode, done.stderr) == (0, "")
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {line["event"] for line in lines} == {"progress", "result"}
-    phases = [line["phase"] for line in lines[:-1]]
+    assert {line["event"] for line in lines} == {"configured", "progress", "result", "state"}
+    phases = [line["phase"] for line in lines if line["event"] == "progress"]
     assert phases[0] == "creating" and phases[-1] == "done" and "message" in phases
     assert any("3014" in line["message"] for line in lines if line.get("phase") == "message")
     assert lines[-1]["event"] == "result"

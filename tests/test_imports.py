@@ -47,7 +47,13 @@ MAY_USE: dict[str, set[str]] = {
 MAY_USE_IN_FUNCTIONS: dict[str, set[str]] = {"jobs": {"engine"}, "cli": {"engine"}}
 
 # Part -> packages of others. The stores of storage are not limited.
-MAY_USE_OF_OTHERS = {"mtf": {"numpy"}, "pipeline": {"numpy"}, "engine": {"numpy"}, "cli": {"tqdm"}}
+MAY_USE_OF_OTHERS = {
+    "cli": {"tqdm"},
+    "engine": {"numpy"},
+    "jobs": {"prometheus_client"},
+    "mtf": {"numpy"},
+    "pipeline": {"numpy"},
+}
 OF_THE_LANGUAGE = sys.stdlib_module_names | {"cython", "cpython", "libc", "libcpp"}
 
 # C: folder -> whose headers it may include in quotes.

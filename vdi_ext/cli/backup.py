@@ -5,6 +5,7 @@ from typing import Any
 
 from .. import jobs
 from . import output
+from .events import add_event_options, consumers
 from .options import add_statement_options, new_command, statement_options
 
 
@@ -16,12 +17,13 @@ def add(commands: Any) -> None:
     backup.add_argument("--copy-only", action="store_true", help="WITH COPY_ONLY")
     backup.add_argument("--format", action="store_true", help="WITH FORMAT")
     add_statement_options(backup)
+    add_event_options(backup)
 
 
 def _backup(options: argparse.Namespace) -> int:
-    with output.progress(options) as progress:
+    with consumers(options) as events, output.progress(options) as progress:
         result = jobs.backup(
-            options.source, options.target, progress=progress, devices=options.devices, copy_only=options.copy_only,
-            format=options.format, **statement_options(options),
+            options.source, options.target, progress=progress, events=events, devices=options.devices,
+            copy_only=options.copy_only, format=options.format, **statement_options(options),
         )  # fmt: skip
     return output.finished(options, result, f"backed up to {result.path}")

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from .. import jobs
 from .exits import EXIT_OK
 
+_printing = threading.Lock()
 _REFRESH = 5.0  # seconds between two plain lines of progress
 
 
@@ -102,7 +104,10 @@ def readable(count: float) -> str:
 
 
 def print_json(document: dict) -> None:
-    print(json.dumps(document), flush=True)
+    """Print one line; any thread."""
+    line = json.dumps(document)
+    with _printing:
+        print(line, flush=True)
 
 
 def finished(options: argparse.Namespace, result: jobs.Result, text: str) -> int:

@@ -112,7 +112,9 @@ class Job:
         finally:
             if self.statement is not None:
                 self.statement.stop()
-        self._changed("set", "closed")
+                state = "lost" if self.statement.lost else "succeeded" if self.statement.succeeded else "failed"
+                self._changed("statement", state)
+            self._changed("set", "closed")
 
     def _changed(self, subject: str, state: str, device: int | None = None, detail: str | None = None) -> None:
         self.events.emit(StateChanged, subject, state, device, detail)
@@ -178,7 +180,6 @@ class Job:
             self.reporter.tick()
         self._raise_failure()
         self.statement.result()
-        self._changed("statement", "succeeded")
 
     def _raise_failure(self) -> None:
         if self._failures:
