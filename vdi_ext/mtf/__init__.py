@@ -12,6 +12,7 @@ from .configuration import Configuration, FileHeader
 from .pages import EXTENT_PAGES, EXTENT_SIZE, PAGE_SIZE, fill_pages, seal_pages, unused_pages
 from .reader import (
     BlockSizeError,
+    ContinuationError,
     FamilyInfo,
     FamilyReader,
     Label,
@@ -26,6 +27,7 @@ __all__ = [
     "BackupSet",
     "BlockSizeError",
     "Configuration",
+    "ContinuationError",
     "DatabaseFile",
     "EXTENT_PAGES",
     "EXTENT_SIZE",

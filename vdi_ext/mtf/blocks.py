@@ -26,6 +26,8 @@ CONTINUE, VARIABLE, LAST = 0x1, 0x2, 0x4
 ALIGN = 0x80  # on APAD
 CSUM_FOLLOWS = 0x100
 
+CONTINUATION = 0x1  # attribute of a block that is repeated on the next volume
+
 _HEADER = struct.Struct("<4sIHBBQQHH4sI4sHHBBH")
 _STREAM = struct.Struct("<4sHHQHHH")
 
@@ -99,6 +101,9 @@ class MediaSet:
     family_id : int
         MTF's 32-bit number; any.
     name, description : str
+    soft_filemarks : int, optional
+        Bytes of a filemark as the label gives it, where it is not the block size: 0 on devices that keep filemarks
+        themselves (section 4.1, `soft_file_mark_block_size`).
     """
 
     guid: bytes
@@ -107,6 +112,7 @@ class MediaSet:
     family_id: int = 0
     name: str = ""
     description: str = ""
+    soft_filemarks: int | None = None
 
 
 @dataclass(frozen=True)
@@ -284,8 +290,13 @@ def stream_header(kind: bytes, length: int, attributes: int = 0) -> bytes:
     return bytes(header)
 
 
+def filemark_capacity(block_size: int) -> int:
+    """How many earlier filemarks a soft filemark names."""
+    return (min(block_size, LONGEST_FILEMARK) - 72) // 8
+
+
 def filemark(offsets: tuple[int, ...], block_size: int) -> bytes:
-    """A soft filemark that fills a physical block.
+    """A soft filemark that fills a physical block, and names as many of the earlier ones as it has room for.
 
     Its length field has 16 bits and cannot say 65536: there, how SQL Server does it being unknown, half of the block is
     the filemark and the other half an ESPB, the format's own block for padding to a physical block.
@@ -299,7 +310,8 @@ def filemark(offsets: tuple[int, ...], block_size: int) -> bytes:
     """
     length = min(block_size, LONGEST_FILEMARK)
     block = bytearray(length)
-    struct.pack_into("<3I", block, HEADER_SIZE, (length - 72) // 8, len(offsets), 72)
+    offsets = offsets[: filemark_capacity(block_size)]
+    struct.pack_into("<3I", block, HEADER_SIZE, filemark_capacity(block_size), len(offsets), 72)
     struct.pack_into(f"<{len(offsets)}Q", block, 72, *offsets)
     mark = bytes(finish_header(block, b"SFMB", 0x80000000, length))
     if length == block_size:
@@ -309,13 +321,14 @@ def filemark(offsets: tuple[int, ...], block_size: int) -> bytes:
     return mark + pad + stream_header(b"SPAD", rest) + bytes(rest)
 
 
-def tape(media: MediaSet, started: datetime) -> bytes:
+def tape(media: MediaSet, started: datetime, sequence: int = 1) -> bytes:
+    soft = media.block_size if media.soft_filemarks is None else media.soft_filemarks
     body = struct.pack(
-        "<IIHHHH4s4s4s4sHH5sB", media.family_id, 5, 1, 0, media.block_size // 512, 3, b"", b"", b"", b"",
+        "<IIHHHH4s4s4s4sHH5sB", media.family_id, 5, sequence, 0, soft // 512, 3, b"", b"", b"", b"",
         FORMAT_BLOCK, VENDOR, encode_date(started), 1,
     )  # fmt: skip
     texts = ((68, media.name), (72, media.description), (80, SOFTWARE))
-    return descriptor(b"TAPE", body, attributes=0x30000, texts=texts)
+    return descriptor(b"TAPE", body, attributes=0x30000 | (CONTINUATION if sequence > 1 else 0), texts=texts)
 
 
 def raid(media: MediaSet, family: int) -> bytes:
@@ -323,23 +336,40 @@ def raid(media: MediaSet, family: int) -> bytes:
     return media.guid + struct.pack("<I6H", 0xF00000AD, media.families, 1, family, 0, 0, 1)
 
 
-def start_of_set(backup: BackupSet, offset: int) -> bytes:
+def start_of_set(backup: BackupSet, offset: int, address: int = 0, attributes: int = 0) -> bytes:
+    """`offset`: physical address; `address` and `attributes` of the common header, where the set is continued."""
     body = struct.pack(
         "<IHHHH4s4s4s4sQ5sBBbBB", _set_attributes(backup), 0, 0, VENDOR, backup.number, b"", b"", b"", b"", offset,
         encode_date(backup.started), SERVER_VERSION[0], SERVER_VERSION[1], 0, 0, 2,
     )  # fmt: skip
     texts = ((64, backup.name), (68, backup.description), (76, backup.user))
-    return descriptor(b"SSET", body, os_data=backup.guid + bytes(5), texts=texts)
+    os_data = backup.guid + bytes(5)
+    return descriptor(b"SSET", body, attributes=attributes, address=address, os_data=os_data, texts=texts)
 
 
 def _set_attributes(backup: BackupSet) -> int:
     return 8 if backup.kind == "I" else 4
 
 
-def volume(backup: BackupSet, address: int, control: int) -> bytes:
+def volume(backup: BackupSet, address: int, control: int, attributes: int = 0) -> bytes:
     body = struct.pack("<I4s4s4s5s", 2, b"", b"", b"", encode_date(backup.started))
     texts = ((56, "/"), (64, backup.machine))
-    return descriptor(b"VOLB", body, address=address, control=control, texts=texts)
+    return descriptor(b"VOLB", body, attributes=attributes, address=address, control=control, texts=texts)
+
+
+def end_of_tape() -> bytes:
+    """What ends a cartridge whose last set goes on with the next one; the address of a finished set is left out."""
+    return descriptor(b"EOTM", bytes(8), attributes=0x10000)
+
+
+def padded(header: bytes, streams: tuple[tuple[bytes, bytes], ...], unit: int) -> bytes:
+    """A block with its streams and the SPAD that ends it on a multiple of `unit`, by itself."""
+    block = bytearray(header)
+    for kind, content in streams:
+        block += stream_header(kind, len(content)) + content
+        block += bytes(padding(len(block)))
+    pad = -(len(block) + STREAM_HEADER_SIZE) % unit
+    return bytes(block + stream_header(b"SPAD", pad) + bytes(pad))
 
 
 def end_of_set(backup: BackupSet, first_copy: int = 0) -> bytes:

@@ -7,7 +7,7 @@ checked before it is believed; nothing is copied but metadata and pages that str
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -47,6 +47,20 @@ class BlockSizeError(MtfError):
 
 class TruncatedError(MtfError):
     """The stream ended before the backup set did."""
+
+
+class ContinuationError(MtfError):
+    """The stream is that of a volume which continues another.
+
+    Parameters
+    ----------
+    sequence : int
+        Of the volume.
+    """
+
+    def __init__(self, sequence: int) -> None:
+        super().__init__(f"volume {sequence} of its family, which does not begin it")
+        self.sequence = sequence
 
 
 class NoSetError(MtfError):
@@ -119,6 +133,15 @@ class FamilyReader:
     position : int or None
         Number of the set to read, from 1; those before it are checked and reported to nobody. None: all sets, up to
         the end of the medium.
+    keeps_marks : bool
+        The device keeps filemarks itself: they come as calls of `mark`, not as blocks of the stream.
+    skims : bool
+        What `skippable` offers may be left out. Then no backup checksum is compared for it.
+
+    Attributes
+    ----------
+    at_mark : bool
+        A filemark comes next; only with `keeps_marks`.
 
     Notes
     -----
@@ -133,7 +156,15 @@ class FamilyReader:
         on_log: Callable[[LogPart, Pages], None] | None = None,
         on_end: Callable[[FamilyInfo], None] | None = None,
         position: int | None = 1,
+        *,
+        keeps_marks: bool = False,
+        skims: bool = False,
     ) -> None:
+        self.at_mark = False
+        self._keeps_marks = keeps_marks
+        self._skims = skims
+        self._skipped = False  # a part of the data stream
+        self._number = 0  # of the set
         self.info = FamilyInfo()
         self.finished = False
         self.empty = True
@@ -168,9 +199,54 @@ class FamilyReader:
             return self._data_left - len(self._partial)
         return max(1, self._need - len(self._buffer))
 
+    @property
+    def skippable(self) -> int:
+        """Bytes that come next and that nobody wants: data of sets not asked for, or of all where it skims."""
+        unwanted = self._skims or not self._active
+        return self._data_left if unwanted and not self._partial else 0
+
+    def skip(self, count: int) -> None:
+        """Go on behind bytes that were not read: `skippable` ones at most, whole pages."""
+        if count > self.skippable or count % PAGE_SIZE:
+            raise ValueError(f"{count} bytes cannot be skipped")
+        self._skipped = True
+        self._data_left -= count
+        self._position += count
+        if not self._data_left:
+            self._advance()
+
+    def mark(self) -> None:
+        """A filemark was met. Raises `TruncatedError` where none belongs."""
+        if not self.at_mark or self._buffer:
+            raise TruncatedError(f"a filemark at byte {self._position + len(self._buffer)}, within a backup set")
+        self.at_mark = False
+        self._need = 0
+        self._advance()
+
+    def go_to(self, number: int, place: int, marks: Sequence[int]) -> None:
+        """The next bytes are those of another set than the first; to be called between the label and the first set.
+
+        Parameters
+        ----------
+        number : int
+            Of the set.
+        place : int
+            Of its first byte in the stream.
+        marks : sequence of int
+            Places of the filemarks before it, newest first.
+        """
+        if self._number != 1 or self._set_start >= 0 or self._buffer:
+            raise ValueError("a set has begun already")
+        self._number = number
+        self._position = place
+        self._marks = list(marks)
+        self._between = True  # the medium may end here
+
     def feed(self, data: memoryview) -> None:
         """Take the next bytes of the stream; bytes behind the end of the set are ignored."""
         self.empty = self.empty and not len(data)
+        if self.at_mark and len(data):
+            raise MtfError(f"no filemark at byte {self._position}")
         while len(data) and not self.finished:
             if self._data_left:
                 taken = self._feed_pages(data)
@@ -235,15 +311,17 @@ class FamilyReader:
     def _family(self) -> Generator[int, None, None]:
         yield from self._tape()
         yield from self._filemark()
-        number = 0
-        while number != self._wanted_set:
-            number += 1
-            self._between = number > 1
+        assert self.info.label is not None
+        if self.info.label.sequence != 1:
+            raise ContinuationError(self.info.label.sequence)
+        while self._number != self._wanted_set:
+            self._number += 1
+            self._between = self._number > 1
             if (yield from self._ends_here()):
                 return
             self._between = False
-            self._active = self._wanted_set in (None, number)
-            yield from self._set(number)
+            self._active = self._wanted_set in (None, self._number)
+            yield from self._set(self._number)
 
     def _ends_here(self) -> Generator[int, None, bool]:
         """Whether only zeros follow where a set could begin: the unused rest of a medium."""
@@ -311,7 +389,7 @@ class FamilyReader:
         self._require(len(block) >= 94, "TAPE is too short")
         units, = struct.unpack_from("<H", block, 64)
         form, = struct.unpack_from("<H", block, 84)
-        self.info.block_size = units * 512
+        self.info.block_size = self._device_block if self._keeps_marks else units * 512
         if self.info.block_size != self._device_block:
             raise BlockSizeError(self.info.block_size, self._device_block)
         self._require(form == FORMAT_BLOCK, f"format block size {form}")
@@ -400,6 +478,7 @@ class FamilyReader:
         self._require(not any((yield from self._read(2))), "a data stream does not begin with zeros")
         self._require(self._position % self.info.block_size == 0, "data does not begin on a physical block")
         self._checksum = 0
+        self._skipped = False
         self._sink = sink
         self._data_left = size
         yield 0  # feed() takes the data and comes back when there is none left
@@ -409,19 +488,25 @@ class FamilyReader:
         self._require(length == 4, "CSUM has another length")
         stored, = struct.unpack("<I", (yield from self._content(4)))
         own = self._checksum
-        self._require(stored == own, f"backup checksum {own:#010x}, stored {stored:#010x}")
+        self._require(stored == own or self._skipped, f"backup checksum {own:#010x}, stored {stored:#010x}")
 
     def _filemark(self) -> Generator[int, None, None]:
         place = self._position
         self._require(place % self.info.block_size == 0, "a filemark does not begin on a physical block")
+        if self._keeps_marks:
+            self.at_mark = True
+            while self.at_mark:
+                yield len(self._buffer) + 1
+            return
         length = min(self.info.block_size, blocks.LONGEST_FILEMARK)
         block = yield from self._read(length)
         self._check_header(block[:HEADER_SIZE], b"SFMB")
         self._require(struct.unpack_from("<H", block, 8)[0] == length, "a filemark has another length")
         used, = struct.unpack_from("<I", block, 56)
-        self._require(used == len(self._marks), "a filemark lists others than there are")
+        most = blocks.filemark_capacity(self.info.block_size)
+        self._require(used == min(len(self._marks), most), "a filemark lists others than there are")
         earlier = list(struct.unpack_from(f"<{used}Q", block, 72))
-        self._require(earlier == self._marks, "a filemark names wrong places")
+        self._require(earlier == self._marks[:used], "a filemark names wrong places")
         self._require(not any(block[72 + 8 * used :]), "a filemark holds more than it lists")
         self._marks.insert(0, place)
         if length < self.info.block_size:

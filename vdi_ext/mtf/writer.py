@@ -17,6 +17,22 @@ from .configuration import configuration
 from .pages import EXTENT_PAGES, EXTENT_SIZE, PAGE_SIZE
 
 
+def label(media: MediaSet, family: int, written: datetime, sequence: int = 1) -> bytes:
+    """What begins a volume: TAPE with RAID; a filemark follows.
+
+    Parameters
+    ----------
+    media : MediaSet
+    family : int
+        From 1.
+    written : datetime
+    sequence : int
+        Of the volume in its family, from 1.
+    """
+    unit = max(FORMAT_BLOCK, media.block_size)
+    return blocks.padded(blocks.tape(media, written, sequence), ((b"RAID", blocks.raid(media, family)),), unit)
+
+
 class FamilyWriter:
     """Metadata of one family's stream.
 
@@ -31,9 +47,18 @@ class FamilyWriter:
         fixes it in advance, the same for all families, and evens it out with fill pages; which extents a family gets
         is open.
     start : int
-        Where the set begins on its medium, if not at its beginning: behind the last filemark of the set before it.
+        Where the set begins on its medium: behind the last filemark of the set before it, or of the label. At the very
+        beginning, the label comes first.
     marks : tuple of int
-        Places of the filemarks before it, newest first; none: a new medium, which begins with its label.
+        Places of the filemarks before it, newest first.
+    address : int, optional
+        Physical address of the set as its device told it; `start` where no device can.
+
+    Attributes
+    ----------
+    cuts : list of int
+        Where filemarks belong in what `begin` or `end` returned last, as offsets into it: those that the device keeps
+        itself. Empty where filemarks are soft, that is blocks of the stream.
     """
 
     def __init__(
@@ -44,7 +69,9 @@ class FamilyWriter:
         extents: int,
         start: int = 0,
         marks: tuple[int, ...] = (),
+        address: int | None = None,
     ) -> None:
+        self.cuts: list[int] = []
         self.media = media
         self.backup = backup
         self.family = family
@@ -54,6 +81,7 @@ class FamilyWriter:
         self._sectors = 0
         self._checksum = 0
         self._marks = marks
+        self._device_address = address
         self._set_start = 0
         self._control = 0
 
@@ -73,10 +101,11 @@ class FamilyWriter:
         With no data this is empty: all of the family is in `end`.
         """
         backup = self.backup
-        if not self._marks:
+        self.cuts = []
+        if not self._position:
             self._medium()
         self._set_start = self._position
-        self._block(blocks.start_of_set(backup, self._set_start), [], FORMAT_BLOCK)
+        self._block(blocks.start_of_set(backup, self._place_of_set), [], FORMAT_BLOCK)
         self._block(blocks.volume(backup, self._address, self._next_control()), [], FORMAT_BLOCK)
         estimate = self._payload
         self._configuration(b"MSCI", configuration(backup, estimate), FORMAT_BLOCK)
@@ -112,6 +141,8 @@ class FamilyWriter:
         ValueError
             Other pages were noted than announced.
         """
+        if self.extents:
+            self.cuts = []
         if self._sectors * SECTOR_SIZE != self.extents * EXTENT_SIZE:
             raise ValueError(
                 f"family {self.family} holds {self._sectors // 16} pages of {self.extents * EXTENT_PAGES} announced"
@@ -132,15 +163,14 @@ class FamilyWriter:
         self._configuration(b"MSLS", configuration(self.backup, self._payload, finished), self._unit)
         self._filemark()
         first = self._position
-        table = blocks.set_map(self.media, self.backup, self._set_start, first - self._set_start)
+        table = blocks.set_map(self.media, self.backup, self._place_of_set, first - self._set_start)
         self._end_of_set(blocks.end_of_set(self.backup), table)
         self._block(blocks.end_of_set(self.backup, first), [], self._unit)
         self._filemark()
         return self._take()
 
     def _medium(self) -> None:
-        media = self.media
-        self._block(blocks.tape(media, self.backup.started), [(b"RAID", blocks.raid(media, self.family))], self._unit)
+        self._pending += label(self.media, self.family, self.backup.started)
         self._filemark()
 
     @property
@@ -148,7 +178,33 @@ class FamilyWriter:
         """Bytes of pages and log, all families together."""
         return self.backup.pages * PAGE_SIZE + sum(len(part.data) for part in self.backup.log)
 
+    def continuation(self, place: int, address: int) -> bytes:
+        """The blocks of this set that are repeated on the next volume, before the stream goes on there.
+
+        Parameters
+        ----------
+        place : int
+            Of the stream's next byte, from the beginning of the first volume.
+        address : int
+            Physical address of the first of these blocks on the new volume.
+        """
+        first = blocks.start_of_set(self.backup, address, attributes=blocks.CONTINUATION)
+        size = len(blocks.padded(first, (), FORMAT_BLOCK))
+        second = blocks.volume(self.backup, 0, 1, attributes=blocks.CONTINUATION)
+        whole = size + len(blocks.padded(second, (), self._unit))
+        whole += -whole % self._unit
+        # Addresses are those of the set, so that a block's place on this volume follows from them; modulo 2**64.
+        at = (place - whole - self._set_start) // FORMAT_BLOCK
+        first = blocks.start_of_set(self.backup, address, at % 2**64, blocks.CONTINUATION)
+        second = blocks.volume(self.backup, (at + size // FORMAT_BLOCK) % 2**64, 1, blocks.CONTINUATION)
+        pad = whole - size - len(second) - blocks.STREAM_HEADER_SIZE
+        return blocks.padded(first, (), FORMAT_BLOCK) + second + blocks.stream_header(b"SPAD", pad) + bytes(pad)
+
     # ---- places
+
+    @property
+    def _place_of_set(self) -> int:
+        return self._set_start if self._device_address is None else self._device_address
 
     @property
     def _position(self) -> int:
@@ -226,5 +282,8 @@ class FamilyWriter:
 
     def _filemark(self) -> None:
         mark = self._position
+        if self.media.soft_filemarks is not None:  # the device keeps them
+            self.cuts.append(len(self._pending))
+            return
         self._pending += blocks.filemark(self._marks, self.media.block_size)
         self._marks = (mark, *self._marks)
