@@ -154,6 +154,25 @@ def test_the_stand_in_for_sql_server(programs: Programs, peculiar: Path, name: s
             ended_with(peers.finish()[0][0], peculiar)
 
 
+def test_the_command_line_prints_nothing_of_the_library_s(peculiar: Path, tmp_path: Path) -> None:
+    """Threads that the job makes serve the devices; what is on standard output is JSON and nothing else."""
+    tool = [sys.executable, "-P", "-m", "vdi_ext"]
+    for arguments in (
+        ("backup", "synthetic:4MiB", tmp_path / "set", "--devices", "3", "--checksum"),
+        ("restore", tmp_path / "set", "synthetic:4MiB"),
+    ):
+        done = subprocess.run(
+            [*tool, *map(str, arguments), "--json", "--provider", peculiar],
+            env=os.environ | {"SQLVDI_QUIRKS": "noise", "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        assert len([json.loads(line) for line in done.stdout.splitlines()]) > 3
+        assert "NOISE of C: " in done.stderr and "NOISE of C++: " in done.stderr
+
+
 @contextmanager
 def server_of(name: str, devices: int = 1) -> Iterator[tuple[ServerDeviceSet, list[ServerDevice]]]:
     """The server's half of a set that exists, here, on the embedded provider."""
