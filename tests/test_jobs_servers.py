@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vdi_ext import CommandCode, CompletionCode, Feature, VDAbortError
-from vdi_ext.jobs import ProgressEvent, SQLError, StatementLostError, StorageError, backing_up, backup, recover
+from vdi_ext.jobs import ProgressEvent, SQLError, StatementLostError, StorageError, backup, places, recover
 from vdi_ext.jobs.statements import Statement
 from vdi_ext.server import ServerDevice, ServerDeviceSet
 from vdi_ext.storage import StoredSet
@@ -77,7 +77,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., obj
         def submit(text: str, *rest: object) -> Statement:
             return Server(script, [part.split("'")[1] for part in text.split("VIRTUAL_DEVICE = N")[1:]], grant)
 
-        monkeypatch.setattr(backing_up, "submit", submit)
+        monkeypatch.setattr(places, "submit", submit)
         return backup("synthetic:1M", tmp_path / "set", devices=2, **options)
 
     return run

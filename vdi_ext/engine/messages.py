@@ -5,6 +5,8 @@ Texts are those that Microsoft documents under "Database engine events and error
 
 from __future__ import annotations
 
+import functools
+import re
 from dataclasses import dataclass
 
 # number: (severity, text)
@@ -177,6 +179,20 @@ def message(number: int, *values: object, state: int = 1, line: int = 1) -> Mess
     """Make a message of the catalogue."""
     severity, text = _TEXTS[number]
     return Message(number, severity, state, text.format(*values), line)
+
+
+@functools.cache
+def _patterns() -> list[tuple[re.Pattern[str], int]]:
+    found = []
+    for number, (_, text) in _TEXTS.items():
+        pieces = [re.escape(piece) for piece in re.split(r"\{[^}]*\}", text)]
+        found.append((re.compile(".*?".join(pieces), re.DOTALL), number))
+    return found
+
+
+def recognize(text: str) -> int | None:
+    """The number of a message of the catalogue by its text, for clients whose driver keeps the number back."""
+    return next((number for pattern, number in _patterns() if pattern.fullmatch(text)), None)
 
 
 def os_error(code: int) -> str:

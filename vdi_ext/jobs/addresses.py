@@ -29,10 +29,6 @@ class Described:
     devices: int | None = None
     write: bool = False
 
-    def check_devices(self, count: int) -> None:
-        if self.devices is not None and count != self.devices:
-            raise ArgumentError(f"{self.address} is {self.devices} files, one per device, not {count} devices")
-
 
 def describe_source(address: str) -> Described:
     """What a backup of a database must know beforehand.

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 from .._core.command import Command
@@ -13,18 +13,21 @@ from ..config import DeviceSetConfig
 from ..constants import CommandCode, CompletionCode
 from ..errors import VDAbortError
 from ..storage import SetWriter, StorageError, StripeWriter
-from .addresses import describe_source
 from .answering import DONE, Answer, answer_commands, complete
-from .common import Result, checked_devices, chosen_provider, completion_for, statement_text, tool_version
+from .common import ArgumentError, Result, checked_devices, completion_for, tool_version
 from .events import Consumer, Progress, Reporter
 from .job import Job
-from .statements import Statement, submit
+from .passwords import Password
+from .places import Address, source_place
+from .server_address import is_server
+from .sql_text import KINDS, OptionValue, filled, statement_text
+from .statements import Statement
 
 Inspect = Callable[[VirtualDeviceSet, int, Command], None]
 
 
 def backup(
-    source: str,
+    source: Address,
     target: str | os.PathLike[str],
     *,
     devices: int | None = 1,
@@ -34,21 +37,32 @@ def backup(
     block_size: int | None = None,
     buffer_count: int | None = None,
     max_transfer_size: int | None = None,
-    checksum: bool = False,
+    checksum: bool | None = None,
     copy_only: bool = False,
     format: bool = False,
     stats: int | None = None,
     request_complete: bool = True,
     own_process: bool = True,
     inspect: Inspect | None = None,
+    kind: str = "full",
+    norecovery: bool = False,
+    no_truncate: bool = False,
+    name: str | None = None,
+    description: str | None = None,
+    with_options: Sequence[str] = (),
+    sql: str | None = None,
+    password: Password | None = None,
+    group: str | None = None,
     events: Consumer | Iterable[Consumer] | None = None,
 ) -> Result:
     """Back up a database into a new set of stripes.
 
     Parameters
     ----------
-    source : str
-        Address of the database: ``sqlite:PATH``, ``replay:PATH[,PATH...]`` or ``synthetic:SIZE[:SEED]``.
+    source : str or callable
+        Where the database is. A server: ``mssql://[user@]host[:port][/INSTANCE]?database=NAME``, or a function without
+        arguments that returns a new DB-API connection. The stand-in: ``sqlite:PATH``, ``replay:PATH[,PATH...]`` or
+        ``synthetic:SIZE[:SEED]``.
     target : path
         ``DIRECTORY/NAME`` of the set. NAME must not exist; it appears only when the statement has succeeded. Until
         then, and where the outcome stays unknown, the set is ``NAME.partial`` (see `recover`).
@@ -60,8 +74,10 @@ def backup(
         Called with a `ProgressEvent`, one call at a time, from any of the job's threads. What it raises ends the job.
     database : str, optional
         The name in the statement; by default from the address.
-    block_size, buffer_count, max_transfer_size, checksum, copy_only, format, stats
+    block_size, buffer_count, max_transfer_size, copy_only, format, stats, name, description, norecovery, no_truncate
         Options of the statement; sizes in bytes. None and False: the server's default.
+    checksum : bool or None
+        WITH CHECKSUM. None: where there is a server.
     request_complete : bool
         Ask for a Complete command. Where the server does not grant it, the last Flush takes its place.
     own_process : bool
@@ -70,6 +86,17 @@ def backup(
         ``inspect(device_set, device, command)`` is called on the device's thread (device: from 1) with each Write
         before it is stored: to look at the shared buffer, or to hand it to other processes. It must have dropped its
         views when it returns. What it raises ends the job.
+    kind : {"full", "differential", "log"}
+        What is backed up. A tail-log backup is one of the log with `norecovery`, and `no_truncate` where the database
+        is damaged.
+    with_options : sequence of str
+        More WITH options, as they stand.
+    sql : str, optional
+        A statement of your own in place of all that; ``{device}``, ``{device2}``, ... stand for the devices' names.
+    password : str or callable, optional
+        Of the SQL login that the address names; a function is called for it.
+    group : str, optional
+        As for `VirtualDeviceSet.create`: who else may open the set.
     events : callable or iterable of callable, optional
         Consumers of everything that happens, as `vdi_ext.events.EventStream` takes them.
 
@@ -89,47 +116,74 @@ def backup(
         The interface failed.
     """
     begun = time.monotonic()
-    described = describe_source(source)
-    count = checked_devices(described.devices or 1 if devices is None else devices)
-    described.check_devices(count)
-    name = database or described.database
-    options = {
+    compose = _composer(kind, sql, with_options, {
         "BLOCKSIZE": block_size,
         "BUFFERCOUNT": buffer_count,
         "MAXTRANSFERSIZE": max_transfer_size,
-        "CHECKSUM": checksum,
+        "CHECKSUM": is_server(source) if checksum is None else checksum,
         "COPY_ONLY": copy_only,
         "FORMAT": format,
         "STATS": stats,
-    }
-    library = chosen_provider(provider)
-    reporter = Reporter("backup", progress, described.size, events)
-    writer = SetWriter(
-        os.fspath(target), count, expected_size=described.size or 0, database=name, source=source,
-        tool=f"vdi-ext {tool_version()}",
-    )  # fmt: skip
-    stores = [_Store(stripe, reporter, inspect) for stripe in writer.stripes]
+        "NAME": name,
+        "DESCRIPTION": description,
+        "NORECOVERY": norecovery,
+        "NO_TRUNCATE": no_truncate,
+    })  # fmt: skip
+    with source_place(source, database, kind, provider, own_process, password) as place:
+        count = checked_devices(place.devices or 1 if devices is None else devices)
+        place.check_devices(count)
+        reporter = Reporter("backup", progress, place.size, events)
+        writer = SetWriter(
+            os.fspath(target), count, expected_size=place.size or 0, database=place.database, source=place.address,
+            tool=f"vdi-ext {tool_version()}",
+        )  # fmt: skip
+        stores = [_Store(stripe, reporter, inspect) for stripe in writer.stripes]
 
-    def start(names: list[str]) -> Statement:
-        writer.manifest.statement = statement_text("BACKUP", name, names, options)
-        return submit(writer.manifest.statement, name, source, library, own_process, job.hear)
+        def start(names: list[str]) -> Statement:
+            writer.manifest.statement = compose(place.database, names)
+            return place.submit(writer.manifest.statement, job.hear)
 
-    def serve(job: Job, device: VirtualDevice, number: int) -> None:
-        stores[number - 1].serve(job, device)
+        def serve(job: Job, device: VirtualDevice, number: int) -> None:
+            stores[number - 1].serve(job, device)
 
-    def configured(config: DeviceSetConfig) -> None:
-        writer.configure({**asdict(config), "features": int(config.features)})
+        def configured(config: DeviceSetConfig) -> None:
+            writer.configure({**asdict(config), "features": int(config.features)})
 
-    job = Job(reporter, count, serve, provider=library, request_complete=request_complete)
-    try:
-        job.run(start, configured)
-        reporter.phase("publishing")
-    except BaseException as error:
-        _settle_outcome(job, writer, error)
-        raise
+        job = Job(
+            reporter, count, serve, provider=place.library, request_complete=request_complete,
+            instance=place.instance, group=group,
+        )  # fmt: skip
+        try:
+            job.run(start, configured)
+            reporter.phase("publishing")
+        except BaseException as error:
+            _settle_outcome(job, writer, error)
+            raise
     path = _confirm(job, writer)
     reporter.phase("done")
-    return Result(path, writer.manifest.size, count, time.monotonic() - begun, tuple(job.statement.messages))
+    seconds = time.monotonic() - begun
+    return Result(path, writer.manifest.size, count, seconds, tuple(job.statement.messages), place.database)
+
+
+def _composer(
+    kind: str, sql: str | None, extra: Sequence[str], options: Mapping[str, OptionValue]
+) -> Callable[[str, Sequence[str]], str]:
+    """What makes the statement of a database's name and the devices' names."""
+    if kind not in KINDS:
+        raise ArgumentError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
+    what, word = KINDS[kind]
+    if kind != "log" and (options["NORECOVERY"] or options["NO_TRUNCATE"]):
+        raise ArgumentError("NORECOVERY and NO_TRUNCATE are for backups of the log")
+    if kind == "differential" and options["COPY_ONLY"]:
+        raise ArgumentError("a differential backup can not be COPY_ONLY")
+    every = {**({word: True} if word else {}), **options}
+
+    def compose(database: str, names: Sequence[str]) -> str:
+        if sql is not None:
+            return filled(sql, names, "BACKUP")
+        return statement_text("BACKUP", database, names, every, extra, what)
+
+    return compose
 
 
 def _confirm(job: Job, writer: SetWriter) -> str:

@@ -3,7 +3,6 @@
 import errno
 import importlib.metadata
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .._core.provider import Provider
@@ -33,6 +32,8 @@ class Result:
         From the first to the last moment of the job.
     messages : tuple of str
         What the server said.
+    database : str
+        The name in the statement.
     """
 
     path: str
@@ -40,10 +41,12 @@ class Result:
     devices: int
     seconds: float
     messages: tuple[str, ...]
+    database: str = ""
 
     def to_dict(self) -> dict:
         return {
             "path": self.path,
+            "database": self.database,
             "size": self.size,
             "devices": self.devices,
             "seconds": round(self.seconds, 3),
@@ -85,32 +88,6 @@ def chosen_provider(provider: Provider | str | os.PathLike[str] | None) -> Provi
         raise  # some of them are an OSError too
     except OSError as error:
         raise ArgumentError(f"the provider {str(provider)!r} can not be loaded: {error}") from error
-
-
-def statement_text(verb: str, database: str, devices: list[str], options: Mapping[str, object]) -> str:
-    """Compose BACKUP or RESTORE DATABASE.
-
-    Parameters
-    ----------
-    verb : {"BACKUP", "RESTORE"}
-    database : str
-        Any name; quoted here.
-    devices : list of str
-        The device set's name first.
-    options : dict
-        WITH options: True writes the bare word, False and None leave it out, a number is assigned.
-    """
-    name = "[" + database.replace("]", "]]") + "]"
-    clauses = ", ".join("VIRTUAL_DEVICE = N'" + device.replace("'", "''") + "'" for device in devices)
-    direction = "TO" if verb == "BACKUP" else "FROM"
-    words = []
-    for option, value in options.items():
-        if value is True:
-            words.append(option)
-        elif value is not None and value is not False:
-            words.append(f"{option} = {value:d}")
-    tail = " WITH " + ", ".join(words) if words else ""
-    return f"{verb} DATABASE {name} {direction} {clauses}{tail}"
 
 
 def completion_for(error: OSError) -> CompletionCode:

@@ -20,6 +20,7 @@ from .statements import SQLError, Statement
 
 _POLL = 0.1  # seconds between two looks at the statement
 _PATIENCE = 10.0  # seconds that one side is given to end after the other has
+_ABORT_PATIENCE = 3.0  # seconds that a statement is given to fail by itself when its devices are gone
 
 
 class Job:
@@ -33,9 +34,12 @@ class Job:
         Number of devices, 1 to 64.
     serve : callable
         ``serve(job, device, number)``: answers the commands of one device until it ends, on a thread of its own.
-    provider : Provider
+    provider : Provider or None
+        None: the client's default.
     request_complete : bool
         Ask the server for a Complete command after the last Flush.
+    instance, group : str, optional
+        As for `VirtualDeviceSet.create`.
     """
 
     def __init__(
@@ -44,8 +48,10 @@ class Job:
         devices: int,
         serve: Callable[["Job", VirtualDevice, int], None],
         *,
-        provider: Provider,
+        provider: Provider | None,
         request_complete: bool = True,
+        instance: str | None = None,
+        group: str | None = None,
     ) -> None:
         self.reporter = reporter
         self.devices = devices
@@ -53,7 +59,7 @@ class Job:
         self.device_set: VirtualDeviceSet | None = None
         self.config: DeviceSetConfig | None = None
         self._serve = serve
-        self._provider = provider
+        self._where = {"provider": provider, "instance": instance, "group": group}
         self._features = Feature.REQUEST_COMPLETE if request_complete else Feature.LIKE_PIPE
         self._wake = threading.Event()
         self._failures: list[BaseException] = []
@@ -97,7 +103,7 @@ class Job:
         self.reporter.phase("creating")
         wish = DeviceSetConfig(device_count=self.devices, features=self._features)
         try:
-            with VirtualDeviceSet.create(config=wish, provider=self._provider) as self.device_set:
+            with VirtualDeviceSet.create(config=wish, **self._where) as self.device_set:
                 self._changed("set", "configurable", detail=self.device_set.name)
                 try:
                     self._run(submit, configured)
@@ -203,7 +209,7 @@ class Job:
     def _settle(self) -> None:
         """After an abort: every thread returns, the statement ends by itself or is ended."""
         self._join()
-        if self.statement is not None and not self.statement.wait(_PATIENCE):
+        if self.statement is not None and not self.statement.wait(_ABORT_PATIENCE):
             self.statement.stop()
 
     def _join(self) -> None:

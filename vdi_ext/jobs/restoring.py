@@ -3,24 +3,26 @@
 import contextlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from .._core.command import Command
 from .._core.device import VirtualDevice
 from .._core.provider import Provider
 from ..constants import CommandCode, CompletionCode
 from ..storage import StorageError, StoredSet, StripeReader, VerificationError
-from .addresses import describe_target
 from .answering import DONE, Answer, answer_commands, complete
-from .common import ArgumentError, Result, chosen_provider, statement_text
+from .common import ArgumentError, Result
 from .events import Consumer, Progress, Reporter
 from .job import Job
-from .statements import Statement, submit
+from .passwords import Password
+from .places import Address, target_place
+from .sql_text import KINDS, OptionValue, filled, quoted_text, statement_text
+from .statements import Statement
 
 
 def restore(
     source: str | os.PathLike[str],
-    target: str,
+    target: Address,
     *,
     provider: Provider | str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -35,6 +37,15 @@ def restore(
     stats: int | None = None,
     request_complete: bool = True,
     own_process: bool = True,
+    kind: str = "full",
+    norecovery: bool = False,
+    standby: str | None = None,
+    stop_at: str | None = None,
+    moves: Mapping[str, str] | None = None,
+    with_options: Sequence[str] = (),
+    sql: str | None = None,
+    password: Password | None = None,
+    group: str | None = None,
     events: Consumer | Iterable[Consumer] | None = None,
 ) -> Result:
     """Restore a database from a stored set.
@@ -46,8 +57,8 @@ def restore(
     ----------
     source : path
         Directory of the set: ``NAME``, or ``NAME.partial`` of a prepared one.
-    target : str
-        Address of the database, as for `backup`.
+    target : str or callable
+        Where the database is to be, as for `backup`.
     verify_first : bool
         Read and check everything before the statement is submitted.
     devices : int, optional
@@ -56,8 +67,22 @@ def restore(
         By default what the backup was written with, as the server demands.
     replace : bool
         Overwrite an existing database.
+    kind : {"full", "differential", "log"}
+        What the set holds: RESTORE LOG for a log, else RESTORE DATABASE.
+    norecovery : bool
+        Leave the database ready for further differentials and logs.
+    standby : str, optional
+        Leave it readable between them, with an undo file of this name on the server.
+    stop_at : str, optional
+        Point in time, ISO 8601 without a zone, in the server's time.
+    moves : mapping of str to str, optional
+        Logical names of files, and their new paths on the server.
+    with_options : sequence of str
+        More WITH options, as they stand.
+    sql : str, optional
+        A statement of your own, as for `backup`.
     provider, progress, database, buffer_count, max_transfer_size, checksum, stats, request_complete, own_process
-        As for `backup`; so is `events`.
+        As for `backup`; so are `password`, `group` and `events`.
 
     Returns
     -------
@@ -77,11 +102,9 @@ def restore(
     count = len(stored.manifest.stripes)
     if devices is not None and devices != count:
         raise ArgumentError(f"{stored.path} has {count} stripes: it is restored over {count} devices, not {devices}")
-    described = describe_target(target, replace=replace)
-    described.check_devices(count)
-    name = database or described.database
+    if kind not in KINDS:
+        raise ArgumentError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
     stored.check_presence()
-    library = chosen_provider(provider)
     reporter = Reporter("restore", progress, stored.manifest.size, events)
     if verify_first:
         reporter.phase("verifying")
@@ -92,30 +115,43 @@ def restore(
 
         stored.verify(advance)
         reporter.restart(stored.manifest.size)
-    options = {
+    options: dict[str, OptionValue] = {
         "BLOCKSIZE": block_size or _stored_block_size(stored),
         "BUFFERCOUNT": buffer_count,
         "MAXTRANSFERSIZE": max_transfer_size,
         "CHECKSUM": checksum,
         "REPLACE": replace,
         "STATS": stats,
+        "NORECOVERY": norecovery,
+        "STANDBY": standby,
+        "STOPAT": stop_at,
     }
+    moved = [f"MOVE {quoted_text(name)} TO {quoted_text(path)}" for name, path in (moves or {}).items()]
     with contextlib.ExitStack() as stack:
+        place = stack.enter_context(target_place(target, database, replace, provider, own_process, password))
+        place.check_devices(count)
         readers = [stack.enter_context(stored.open_stripe(n)) for n in range(1, count + 1)]
 
         def start(names: list[str]) -> Statement:
-            text = statement_text("RESTORE", name, names, options)
-            return submit(text, name, target, library, own_process, job.hear, described.write)
+            if sql is not None:
+                return place.submit(filled(sql, names, "RESTORE"), job.hear)
+            extra = [*moved, *with_options]
+            text = statement_text("RESTORE", place.database, names, options, extra, KINDS[kind][0])
+            return place.submit(text, job.hear)
 
         def serve(job: Job, device: VirtualDevice, number: int) -> None:
             _serve(job, device, number, readers[number - 1], reporter)
 
-        job = Job(reporter, count, serve, provider=library, request_complete=request_complete)
+        job = Job(
+            reporter, count, serve, provider=place.library, request_complete=request_complete,
+            instance=place.instance, group=group,
+        )  # fmt: skip
         job.run(start, lambda config: None)
         for reader in readers:  # a server may stop at the end of the backup set, without reading what lies behind it
             reader.finish()
     reporter.phase("done")
-    return Result(stored.path, stored.manifest.size, count, time.monotonic() - begun, tuple(job.statement.messages))
+    seconds = time.monotonic() - begun
+    return Result(stored.path, stored.manifest.size, count, seconds, tuple(job.statement.messages), place.database)
 
 
 def _stored_block_size(stored: StoredSet) -> int | None:
