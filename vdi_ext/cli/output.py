@@ -110,6 +110,15 @@ def print_json(document: dict) -> None:
         print(line, flush=True)
 
 
+def statement(options: argparse.Namespace, text: str) -> int:
+    """Print a statement that is not submitted."""
+    if options.json:
+        print_json({"event": "statement", "text": text})
+    else:
+        print(text)
+    return EXIT_OK
+
+
 def finished(options: argparse.Namespace, result: jobs.Result, text: str) -> int:
     if options.json:
         print_json({"event": "result", **result.to_dict()})

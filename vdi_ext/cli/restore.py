@@ -6,7 +6,7 @@ from typing import Any
 from .. import jobs
 from . import output
 from .events import add_event_options, consumers
-from .options import add_statement_options, new_command, statement_options
+from .options import add_password_options, add_statement_options, new_command, password, statement_options
 
 
 def add(commands: Any) -> None:
@@ -16,15 +16,43 @@ def add(commands: Any) -> None:
     restore.add_argument("source", metavar="SOURCE", help="directory of the set")
     restore.add_argument("target", metavar="TARGET", help="address of the database")
     restore.add_argument("--verify-first", action="store_true", help="read and check everything before anything else")
-    restore.add_argument("--replace", action="store_true", help="WITH REPLACE: overwrite an existing database")
+    add_restore_options(restore)
     add_statement_options(restore)
+    add_password_options(restore)
     add_event_options(restore)
 
 
+def add_restore_options(added: argparse.ArgumentParser) -> None:
+    """How it is restored; `restore_options` reads them."""
+    added.add_argument("--replace", action="store_true", help="WITH REPLACE: overwrite an existing database")
+    added.add_argument("--norecovery", action="store_true", help="WITH NORECOVERY: more is to be restored")
+    added.add_argument("--standby", metavar="FILE", help="WITH STANDBY: readable between restores; an undo file there")
+    added.add_argument("--stop-at", metavar="TIME", help="WITH STOPAT: e.g. 2026-03-01T12:00:00, the server's time")
+    added.add_argument("--move", nargs=2, action="append", default=[], metavar=("NAME", "PATH"),
+                       help="WITH MOVE: where a file of the database goes; may be repeated")  # fmt: skip
+    added.add_argument("--checksum", action="store_true", help="WITH CHECKSUM: fail if the backup has none")
+
+
+def restore_options(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        **statement_options(options),
+        "replace": options.replace,
+        "norecovery": options.norecovery,
+        "standby": options.standby,
+        "stop_at": options.stop_at,
+        "moves": dict(options.move),
+    }
+
+
 def _restore(options: argparse.Namespace) -> int:
+    if options.print_sql:
+        return output.statement(
+            options, jobs.restore_text(options.source, options.target, **restore_options(options))
+        )
+    secret = password(options, options.target)
     with consumers(options) as events, output.progress(options) as progress:
         result = jobs.restore(
             options.source, options.target, progress=progress, events=events, verify_first=options.verify_first,
-            replace=options.replace, **statement_options(options),
+            password=secret, **restore_options(options),
         )  # fmt: skip
     return output.finished(options, result, f"restored {options.target} from {result.path}")

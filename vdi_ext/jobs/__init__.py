@@ -4,8 +4,11 @@ from ..storage import SetInUseError, StorageError, VerificationError
 from .backing_up import backup
 from .common import ArgumentError, Result, tool_version
 from .events import PHASES, Progress, ProgressEvent
+from .passwords import password_from
+from .preview import backup_text, restore_text
 from .recovery import Unfinished, recover
 from .restoring import restore
+from .server_address import login_of
 from .statements import SQLError, StatementLostError
 
 __all__ = [
@@ -21,7 +24,11 @@ __all__ = [
     "Unfinished",
     "VerificationError",
     "backup",
+    "backup_text",
+    "login_of",
+    "password_from",
     "recover",
     "restore",
+    "restore_text",
     "tool_version",
 ]

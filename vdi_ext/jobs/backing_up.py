@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 
 from .._core.command import Command
@@ -14,14 +14,14 @@ from ..constants import CommandCode, CompletionCode
 from ..errors import VDAbortError
 from ..storage import SetWriter, StorageError, StripeWriter
 from .answering import DONE, Answer, answer_commands, complete
-from .common import ArgumentError, Result, checked_devices, completion_for, tool_version
+from .common import Result, checked_devices, completion_for, tool_version
 from .events import Consumer, Progress, Reporter
 from .job import Job
 from .passwords import Password
 from .places import Address, source_place
 from .server_address import is_server
-from .sql_text import KINDS, OptionValue, filled, statement_text
 from .statements import Statement
+from .wishes import BackupWish
 
 Inspect = Callable[[VirtualDeviceSet, int, Command], None]
 
@@ -116,19 +116,12 @@ def backup(
         The interface failed.
     """
     begun = time.monotonic()
-    compose = _composer(kind, sql, with_options, {
-        "BLOCKSIZE": block_size,
-        "BUFFERCOUNT": buffer_count,
-        "MAXTRANSFERSIZE": max_transfer_size,
-        "CHECKSUM": is_server(source) if checksum is None else checksum,
-        "COPY_ONLY": copy_only,
-        "FORMAT": format,
-        "STATS": stats,
-        "NAME": name,
-        "DESCRIPTION": description,
-        "NORECOVERY": norecovery,
-        "NO_TRUNCATE": no_truncate,
-    })  # fmt: skip
+    wish = BackupWish(
+        kind=kind, block_size=block_size, buffer_count=buffer_count, max_transfer_size=max_transfer_size,
+        checksum=is_server(source) if checksum is None else checksum, copy_only=copy_only, format=format, stats=stats,
+        name=name, description=description, norecovery=norecovery, no_truncate=no_truncate, with_options=with_options,
+        sql=sql,
+    )  # fmt: skip
     with source_place(source, database, kind, provider, own_process, password) as place:
         count = checked_devices(place.devices or 1 if devices is None else devices)
         place.check_devices(count)
@@ -140,7 +133,7 @@ def backup(
         stores = [_Store(stripe, reporter, inspect) for stripe in writer.stripes]
 
         def start(names: list[str]) -> Statement:
-            writer.manifest.statement = compose(place.database, names)
+            writer.manifest.statement = wish.text(place.database, names)
             return place.submit(writer.manifest.statement, job.hear)
 
         def serve(job: Job, device: VirtualDevice, number: int) -> None:
@@ -163,27 +156,6 @@ def backup(
     reporter.phase("done")
     seconds = time.monotonic() - begun
     return Result(path, writer.manifest.size, count, seconds, tuple(job.statement.messages), place.database)
-
-
-def _composer(
-    kind: str, sql: str | None, extra: Sequence[str], options: Mapping[str, OptionValue]
-) -> Callable[[str, Sequence[str]], str]:
-    """What makes the statement of a database's name and the devices' names."""
-    if kind not in KINDS:
-        raise ArgumentError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
-    what, word = KINDS[kind]
-    if kind != "log" and (options["NORECOVERY"] or options["NO_TRUNCATE"]):
-        raise ArgumentError("NORECOVERY and NO_TRUNCATE are for backups of the log")
-    if kind == "differential" and options["COPY_ONLY"]:
-        raise ArgumentError("a differential backup can not be COPY_ONLY")
-    every = {**({word: True} if word else {}), **options}
-
-    def compose(database: str, names: Sequence[str]) -> str:
-        if sql is not None:
-            return filled(sql, names, "BACKUP")
-        return statement_text("BACKUP", database, names, every, extra, what)
-
-    return compose
 
 
 def _confirm(job: Job, writer: SetWriter) -> str:

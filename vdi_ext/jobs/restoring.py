@@ -16,8 +16,8 @@ from .events import Consumer, Progress, Reporter
 from .job import Job
 from .passwords import Password
 from .places import Address, target_place
-from .sql_text import KINDS, OptionValue, filled, quoted_text, statement_text
 from .statements import Statement
+from .wishes import RestoreWish
 
 
 def restore(
@@ -102,8 +102,11 @@ def restore(
     count = len(stored.manifest.stripes)
     if devices is not None and devices != count:
         raise ArgumentError(f"{stored.path} has {count} stripes: it is restored over {count} devices, not {devices}")
-    if kind not in KINDS:
-        raise ArgumentError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
+    wish = RestoreWish(
+        kind=kind, block_size=block_size or stored_block_size(stored), buffer_count=buffer_count,
+        max_transfer_size=max_transfer_size, checksum=checksum, replace=replace, stats=stats, norecovery=norecovery,
+        standby=standby, stop_at=stop_at, moves=moves or {}, with_options=with_options, sql=sql,
+    )  # fmt: skip
     stored.check_presence()
     reporter = Reporter("restore", progress, stored.manifest.size, events)
     if verify_first:
@@ -115,29 +118,13 @@ def restore(
 
         stored.verify(advance)
         reporter.restart(stored.manifest.size)
-    options: dict[str, OptionValue] = {
-        "BLOCKSIZE": block_size or _stored_block_size(stored),
-        "BUFFERCOUNT": buffer_count,
-        "MAXTRANSFERSIZE": max_transfer_size,
-        "CHECKSUM": checksum,
-        "REPLACE": replace,
-        "STATS": stats,
-        "NORECOVERY": norecovery,
-        "STANDBY": standby,
-        "STOPAT": stop_at,
-    }
-    moved = [f"MOVE {quoted_text(name)} TO {quoted_text(path)}" for name, path in (moves or {}).items()]
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(target_place(target, database, replace, provider, own_process, password))
         place.check_devices(count)
         readers = [stack.enter_context(stored.open_stripe(n)) for n in range(1, count + 1)]
 
         def start(names: list[str]) -> Statement:
-            if sql is not None:
-                return place.submit(filled(sql, names, "RESTORE"), job.hear)
-            extra = [*moved, *with_options]
-            text = statement_text("RESTORE", place.database, names, options, extra, KINDS[kind][0])
-            return place.submit(text, job.hear)
+            return place.submit(wish.text(place.database, names), job.hear)
 
         def serve(job: Job, device: VirtualDevice, number: int) -> None:
             _serve(job, device, number, readers[number - 1], reporter)
@@ -154,7 +141,7 @@ def restore(
     return Result(stored.path, stored.manifest.size, count, seconds, tuple(job.statement.messages), place.database)
 
 
-def _stored_block_size(stored: StoredSet) -> int | None:
+def stored_block_size(stored: StoredSet) -> int | None:
     value = stored.manifest.configuration.get("block_size")
     return value if type(value) is int and value > 0 else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
@@ -77,6 +78,14 @@ class ServerAddress:
 def is_server(address: object) -> bool:
     """Whether something is the address of a server, or a function that connects to one."""
     return callable(address) or (isinstance(address, str) and address.lower().startswith(SCHEME))
+
+
+def login_of(addresses: Iterable[str]) -> str | None:
+    """Who needs a password for one of these addresses, as ``user at host``; None: nobody."""
+    for text in addresses:
+        if is_server(text) and not (address := parse_server_address(text)).integrated:
+            return f"{address.user} at {address.host}"
+    return None
 
 
 def parse_server_address(text: str) -> ServerAddress:

@@ -6,9 +6,6 @@ from .common import ArgumentError
 
 PLACEHOLDER = "{device}"
 
-#: Kind of a backup -> the object of the statement, and the option that makes it one.
-KINDS = {"full": ("DATABASE", None), "differential": ("DATABASE", "DIFFERENTIAL"), "log": ("LOG", None)}
-
 OptionValue = bool | int | str | None
 
 
