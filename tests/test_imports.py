@@ -49,7 +49,7 @@ MAY_USE_IN_FUNCTIONS: dict[str, set[str]] = {"jobs": {"engine"}, "cli": {"engine
 # Part -> packages of others. The stores of storage are not limited.
 MAY_USE_OF_OTHERS = {
     "cli": {"tqdm"},
-    "engine": {"numpy"},
+    "engine": {"cryptography", "numpy"},
     "jobs": {"prometheus_client"},
     "mtf": {"numpy"},
     "pipeline": {"numpy"},

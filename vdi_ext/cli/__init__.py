@@ -1,4 +1,4 @@
-"""The command line: ``vdi-ext backup | restore | recover``, one module for each."""
+"""The command line: ``vdi-ext backup | restore | recover | serve``, one module for each."""
 
 from .exits import (
     EXIT_CODES,

@@ -11,7 +11,7 @@ from types import FrameType
 
 from .. import jobs
 from ..errors import VDError
-from . import backup, output, recover, restore
+from . import backup, output, recover, restore, serve
 from .exits import (
     EXIT_INTERRUPTED,
     EXIT_SQL,
@@ -24,7 +24,7 @@ from .exits import (
 from .options import EPILOG
 
 # Modules with an `add(commands)`, in the order of the help.
-COMMANDS = (backup, restore, recover)
+COMMANDS = (backup, restore, recover, serve)
 
 
 class Terminated(KeyboardInterrupt):

@@ -15,18 +15,24 @@ _TEXTS = {
     103: (15, "The {} that starts with '{}' is too long. Maximum length is {}."),
     105: (15, "Unclosed quotation mark after the character string '{}'."),
     113: (15, "Missing end comment mark '*/'."),
+    134: (15, "The variable name '{}' has already been declared. Variable names must be unique within a query batch or "
+               "stored procedure."),
     137: (15, 'Must declare the scalar variable "{}".'),
     155: (15, "'{}' is not a recognized {} option."),
     156: (15, "Incorrect syntax near the keyword '{}'."),
     195: (15, "'{}' is not a recognized {}."),
+    201: (16, "Procedure or function '{}' expects parameter '{}', which was not supplied."),
+    214: (16, "Procedure expects parameter '{}' of type '{}'."),
     241: (16, "Conversion failed when converting date and/or time from character string."),
     319: (15, "Incorrect syntax near the keyword '{}'. If this statement is a common table expression, an "
               "xmlnamespaces clause or a change tracking context clause, the previous statement must be terminated "
               "with a semicolon."),
+    596: (21, "Cannot continue the execution because the session is in the kill state."),
     701: (17, "There is insufficient system memory in resource pool 'default' to run this query."),
     911: (16, "Database '{}' does not exist. Make sure that the name is entered correctly."),
     1038: (15, "An object or column name is missing or empty."),
     1844: (16, "{} is not supported on {}."),
+    2812: (16, "Could not find stored procedure '{}'."),
     3013: (16, "{} is terminating abnormally."),
     3014: (10, "{} successfully processed {} pages in {}.{:03d} seconds ({}.{:03d} MB/sec)."),
     3015: (16, "{} is not yet implemented."),
@@ -95,16 +101,28 @@ _TEXTS = {
                "create the backupset: '{}' looks like a possible value."),
     3902: (16, "The COMMIT TRANSACTION request has no corresponding BEGIN TRANSACTION."),
     3903: (16, "The ROLLBACK TRANSACTION request has no corresponding BEGIN TRANSACTION."),
+    4002: (16, "The incoming tabular data stream (TDS) protocol stream is incorrect. The stream ended unexpectedly."),
     4035: (10, "Processed {} pages for database '{}', file '{}' on file {}."),
+    4060: (11, 'Cannot open database "{}" requested by the login. The login failed.'),
     5701: (10, "Changed database context to '{}'."),
+    5703: (10, "Changed language setting to {}."),
     6104: (16, "Cannot use KILL to kill your own process."),
     6106: (16, "Process ID {} is not an active process ID."),
+    8003: (16, "The incoming request has too many parameters. The server supports a maximum of {} parameters. Reduce "
+               "the number of parameters and resend the request."),
+    8144: (16, "Procedure or function {} has too many arguments specified."),
+    8145: (16, "{} is not a parameter for procedure {}."),
+    8178: (16, "The parameterized query '{}' expects the parameter '{}', which was not supplied."),
+    8179: (16, "Could not find prepared statement with handle {}."),
     18210: (16, "{}: {} failure on backup device '{}'. Operating system error {}."),
     18264: (10, "Database backed up. Database: {}, creation date(time): {}, pages dumped: {}, first LSN: {}, last LSN: "
                 "{}, number of dump devices: {}, device information: ({}). This is an informational message only. No "
                 "user action is required."),
     18267: (10, "Database was restored: Database: {}, creation date(time): {}, first LSN: {}, last LSN: {}, number of "
                 "dump devices: {}, device information: ({}). Informational message. No user action required."),
+    18452: (14, "Login failed. The login is from an untrusted domain and cannot be used with Integrated "
+                "authentication."),
+    18456: (14, "Login failed for user '{}'."),
 }  # fmt: skip
 
 # What Windows says of the codes that complete commands (section 3.4).

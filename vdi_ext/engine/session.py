@@ -181,7 +181,7 @@ class Session:
 
     def _use(self, node: Use) -> None:
         try:
-            self.database = self._engine.find(node.database)[0]
+            self.database = self._engine.name_of(node.database)
         except DatabaseError:
             raise SqlError((message(911, node.database, line=node.line),)) from None
         self._sink.message(message(5701, self.database, state=2, line=node.line))

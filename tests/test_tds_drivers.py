@@ -1,0 +1,182 @@
+"""Real drivers against the stand-in's endpoint: logins, TLS, statements, messages, parameters, transactions."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from engine_clients import Recorder, client
+from tds_clients import ALL, DRIVERS, LOGIN, LOGIN_ONLY, PASSWORD, PLAIN, STRICT, Driver, connected, tsql
+
+from vdi_ext.engine import Engine, database_at
+from vdi_ext.engine.tds import Endpoint
+
+HOW = {
+    PLAIN: "without TLS",
+    LOGIN_ONLY: "its login under TLS",
+    ALL: "all of it under TLS",
+    STRICT: "all of it under TLS, as TDS 8.0 has it",
+}
+MODES = [(name, tls) for name, kind in DRIVERS.items() for tls in kind.modes]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine({"db": database_at("synthetic:4M")}, server_name="STANDIN")
+
+
+@pytest.fixture(scope="module")
+def endpoints(engine: Engine) -> Iterator[dict[str, Endpoint]]:
+    made = {
+        mode: Endpoint(engine, {LOGIN: PASSWORD}, encrypt=mode) for mode in ("optional", "required", "strict", "never")
+    }
+    yield made
+    for endpoint in made.values():
+        endpoint.close()
+
+
+@pytest.fixture
+def endpoint(endpoints: dict[str, Endpoint]) -> Endpoint:
+    return endpoints["optional"]
+
+
+@pytest.fixture(scope="module", params=DRIVERS)
+def driver(request: pytest.FixtureRequest) -> Driver:
+    return DRIVERS[request.param]()
+
+
+@pytest.fixture
+def certificate(endpoint: Endpoint, tmp_path: Path) -> Path:
+    return certificate_of(endpoint, tmp_path)
+
+
+def certificate_of(endpoint: Endpoint, folder: Path) -> Path:
+    path = folder / f"certificate {endpoint.port}.pem"
+    path.write_bytes(endpoint.certificate)
+    return path
+
+
+def how_they_came(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """With which TLS clients have logged in, from the log."""
+    return [record.message.partition(", ")[2] for record in caplog.records if ": session " in record.message]
+
+
+# ---- logins and TLS
+
+
+@pytest.mark.parametrize(("name", "tls"), MODES)
+def test_each_driver_logs_in_with_each_tls_it_has(endpoint, certificate, name, tls, caplog) -> None:
+    driver = DRIVERS[name]()
+    with (
+        caplog.at_level(logging.INFO, "vdi_ext.engine.tds"),
+        connected(driver, endpoint, tls, certificate) as connection,
+    ):
+        assert driver.run(connection, "BEGIN TRANSACTION COMMIT").error is None
+    assert how_they_came(caplog) == [HOW[tls]]
+
+
+@pytest.mark.parametrize(("name", "tls"), MODES)
+def test_where_tls_is_required_nothing_goes_plainly(endpoints, tmp_path, name, tls, caplog) -> None:
+    driver, endpoint = DRIVERS[name](), endpoints["required"]
+    certificate = certificate_of(endpoint, tmp_path)
+    with caplog.at_level(logging.INFO, "vdi_ext.engine.tds"):
+        try:
+            with connected(driver, endpoint, tls, certificate) as connection:
+                assert driver.run(connection, "BEGIN TRANSACTION COMMIT").error is None
+        except driver.error:
+            assert tls in (PLAIN, LOGIN_ONLY)
+    logged = how_they_came(caplog)
+    assert not set(logged) & {HOW[PLAIN], HOW[LOGIN_ONLY]}
+    assert logged or tls in (PLAIN, LOGIN_ONLY)
+
+
+def test_a_strict_endpoint_takes_nothing_else(endpoints, tmp_path) -> None:
+    driver, endpoint = DRIVERS["mssql-python"](), endpoints["strict"]
+    certificate = certificate_of(endpoint, tmp_path)
+    with connected(driver, endpoint, STRICT, certificate) as connection:
+        assert driver.run(connection, "BEGIN TRANSACTION COMMIT").error is None
+    with pytest.raises(driver.error):
+        driver.connect(endpoint, ALL, certificate)
+
+
+@pytest.mark.parametrize("name", DRIVERS)
+def test_without_tls_where_there_is_none(endpoints, tmp_path, name, caplog) -> None:
+    driver = DRIVERS[name]()
+    tls = PLAIN if PLAIN in driver.modes else LOGIN_ONLY
+    with caplog.at_level(logging.INFO, "vdi_ext.engine.tds"):
+        with connected(driver, endpoints["never"], tls, tmp_path) as connection:
+            assert driver.run(connection, "BEGIN TRANSACTION COMMIT").error is None
+    assert how_they_came(caplog) == [HOW[PLAIN]]
+
+
+def test_a_wrong_password_gets_18456_and_no_more(driver, endpoint, certificate, engine) -> None:
+    engine.error_log.clear()
+    with pytest.raises(driver.error) as caught:
+        driver.connect(endpoint, driver.modes[0], certificate, password="another")
+    assert f"Login failed for user '{LOGIN}'." in str(caught.value)
+    assert "Reason" not in str(caught.value)
+    assert {entry.number for entry in engine.error_log} == {18456}
+    assert all("Reason: no such login, or another password. [CLIENT: 127.0.0.1:" in entry.text
+               for entry in engine.error_log)  # fmt: skip
+
+
+def test_an_unknown_database_gets_4060(driver, endpoint, certificate) -> None:
+    with pytest.raises(driver.error) as caught:
+        driver.connect(endpoint, driver.modes[0], certificate, database="nowhere")
+    # Some drivers give the first error, some the last.
+    assert re.search('Cannot open database "nowhere" requested by|Login failed for user|18456', str(caught.value))
+
+
+# ---- statements
+
+
+def test_a_backup_sends_its_messages(driver, endpoint, certificate) -> None:
+    recorder = Recorder(1)
+    with connected(driver, endpoint, driver.modes[-2], certificate) as connection, client(1, recorder) as one:
+        outcome = driver.run(connection, f"BACKUP DATABASE db TO {one.clauses} WITH STATS = 25")
+    assert outcome.error is None
+    texts = [re.sub(r"^(\[[^]]*\])+", "", text) for text in outcome.messages]
+    assert texts[:4] == [f"{percent} percent processed." for percent in (25, 50, 75, 100)]
+    assert texts[-1].startswith("BACKUP DATABASE successfully processed ")
+    assert len(recorder.streams[0]) > 4 << 20
+
+
+def test_the_first_error_of_a_backup_reaches_the_caller(driver, endpoint, certificate) -> None:
+    with connected(driver, endpoint, driver.modes[-1], certificate) as connection:
+        outcome = driver.run(connection, "BACKUP DATABASE db TO VIRTUAL_DEVICE = 'nobody made this set'")
+        assert "Cannot open backup device 'nobody made this set'. Operating system error 0x80070002" in str(
+            outcome.error
+        )
+        assert driver.run(connection, "BEGIN TRANSACTION COMMIT").error is None
+
+
+def test_a_syntax_error(driver, endpoint, certificate) -> None:
+    with connected(driver, endpoint, driver.modes[0], certificate) as connection:
+        assert "Incorrect syntax near 'BACKUPS'" in str(driver.run(connection, "BACKUPS DATABASE db").error)
+
+
+def test_a_backup_within_a_transaction_is_refused(driver, endpoint, certificate) -> None:
+    with connected(driver, endpoint, driver.modes[0], certificate, autocommit=False) as connection:
+        outcome = driver.run(connection, "BACKUP DATABASE db TO VIRTUAL_DEVICE = 'any'")
+        assert "Cannot perform a backup or restore operation within a transaction." in str(outcome.error)
+        connection.rollback()
+
+
+# ---- tsql
+
+
+@pytest.mark.parametrize(("encryption", "how"), [("off", PLAIN), ("request", LOGIN_ONLY), ("require", ALL)])
+def test_tsql(endpoint, tmp_path, encryption, how, caplog) -> None:
+    with caplog.at_level(logging.INFO, "vdi_ext.engine.tds"):
+        done = tsql(endpoint, ["use db", "backup database db to virtual_device = 'x'"], tmp_path, encryption=encryption)
+    assert "Msg 3201 (severity 16, state 7) from STANDIN Line 1:" in done.stderr
+    assert "Msg 3013 (severity 16, state 1) from STANDIN Line 1:" in done.stderr
+    assert how_they_came(caplog) == [HOW[how]]
+
+
+def test_tsql_with_a_wrong_password(endpoint, tmp_path) -> None:
+    done = tsql(endpoint, [], tmp_path, password="another")
+    assert done.returncode != 0 and "Msg 18456 (severity 14, state 1)" in done.stderr
