@@ -93,6 +93,10 @@ void device_free(struct client_device *d);
 struct client_command *device_find_buffer(struct client_device *d, const BYTE *buffer);
 void device_publish_buffer(struct client_device *d, struct client_command *c);
 
+/* ---- client_life.c. A group: its members may join as well; NULL for none. */
+HRESULT life_begin(struct life **out, enum role role, LPCWSTR instance, LPCWSTR name, const VDConfig *cfg,
+                   const gid_t *group);
+HRESULT life_close(struct life *l); /* calls inside have left when it returns; the reference stays */
 void life_release(struct life *l);
 uint32_t life_state(struct life *l);
 bool life_all_closed(struct life *l);
@@ -101,6 +105,11 @@ HRESULT life_claim(struct life *l, const WCHAR *name, struct connection *holder)
 void life_disown(struct life *l, struct connection *holder);
 bool life_claims_unfinished(struct life *l, struct connection *holder, bool of_holder_only);
 struct dev_shared *life_find_device(struct life *l, const WCHAR *name, bool *all_opened);
+
+/* ---- client_handles.c, inside a life. False and NULL: no buffer that is lent now. */
+bool handle_describe(struct life *l, const BYTE *buffer, VdiBufferInfo *info);
+BYTE *handle_map(struct life *l, DWORD value, const VdiBufferInfo *given, VdiBufferInfo *actual); /* both may be NULL */
+bool handle_is_good(struct life *l, const VdiBufferInfo *handle);
 
 HRESULT hub_start(struct life *l);
 void hub_stop(struct life *l);

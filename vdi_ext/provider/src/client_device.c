@@ -2,7 +2,6 @@
 #include "client.h"
 
 #define DEVICE_OF(p) ((struct client_device *)(p))
-#define INERT(o) ((o)->generation != atomic_load_explicit(&fork_generation, memory_order_relaxed))
 
 /* ---- private copies of outstanding commands */
 

@@ -145,6 +145,7 @@ void close_all(int *fds, unsigned count);
 
 /* ---- fork.c: what a forked child must not keep */
 extern _Atomic uint32_t fork_generation;
+#define INERT(o) ((o)->generation != atomic_load_explicit(&fork_generation, memory_order_relaxed)) /* inherited */
 void descriptors_hold(void); /* no fork happens between hold and release */
 void descriptors_release(void);
 bool descriptor_add(int fd);   /* while held */

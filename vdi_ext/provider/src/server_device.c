@@ -2,7 +2,6 @@
 #include "server.h"
 
 #define DEVICE_OF(p) ((struct server_device *)(p))
-#define INERT(o) ((o)->generation != atomic_load_explicit(&fork_generation, memory_order_relaxed))
 #define SLOT_BITS 12 /* a ticket: slot number below, its generation above */
 
 /* ---- slots, in order of sending */

@@ -6,7 +6,6 @@
 
 #define SET_OF(p) ((struct server_set *)(p))
 #define SET_OF_EXTRA(p) ((struct server_set *)((char *)(p)-offsetof(struct server_set, extra)))
-#define INERT(o) ((o)->generation != atomic_load_explicit(&fork_generation, memory_order_relaxed))
 #define STATE(s) (1u << (s)) /* for sets of states */
 
 uint32_t server_state(struct server_set *s) {
