@@ -1,12 +1,14 @@
 """Exceptions for the status codes of the interface (section 3.3 of the specification).
 
-The table `ERRORS` at the end drives everything: code, name, class, and what the message says of cause and remedy.
+The table `ERRORS` at the end gives each code its class; names, causes and remedies are those of `codes`.
 Misuse that this package finds by itself is a plain builtin (`ValueError`, `BufferError`, `TypeError`).
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
+
+from .codes import VDI, row_of_hresult
 
 __all__ = [
     "ERRORS",
@@ -58,7 +60,7 @@ class VDError(Exception):
         self.operation = operation
 
     def __str__(self) -> str:
-        row = ERRORS.get(self.code)
+        row = row_of_hresult(self.code)
         status = f"{row.name}, 0x{self.code:08X}" if row else f"0x{self.code:08X}"
         where = f"{self.operation}: " if self.operation else ""
         return f"{where}{self.message} ({status})"
@@ -161,77 +163,25 @@ class ErrorRow(NamedTuple):
     remedy: str
 
 
+_CLASSES: dict[str, type[VDError]] = {
+    "VD_E_ABORT": VDAbortError,
+    "VD_E_BUSY": VDBusyError,
+    "VD_E_CLOSE": VDClosedError,
+    "VD_E_INSTANCE_NAME": VDInstanceNameError,
+    "VD_E_INVALID": VDInvalidError,
+    "VD_E_IO_ERROR": VDIOError,
+    "VD_E_MEMORY": VDMemoryError,
+    "VD_E_NOTOPEN": VDNotOpenError,
+    "VD_E_NOTSUPPORTED": VDNotSupportedError,
+    "VD_E_OPEN": VDOpenError,
+    "VD_E_PROTOCOL": VDProtocolError,
+    "VD_E_QUEUE_FULL": VDQueueFullError,
+    "VD_E_SECURITY": VDSecurityError,
+    "VD_E_TIMEOUT": VDTimeoutError,
+    "VD_E_UNEXPECTED": VDUnexpectedError,
+}
 ERRORS: dict[int, ErrorRow] = {
-    0x80770002: ErrorRow(
-        "VD_E_NOTOPEN", VDNotOpenError,
-        "the object is not open in this process", "open it here; objects inherited through fork are inert",
-    ),
-    0x80770003: ErrorRow(
-        "VD_E_TIMEOUT", VDTimeoutError,
-        "nothing happened within the time allowed", "call again, or wait longer",
-    ),
-    0x80770004: ErrorRow(
-        "VD_E_ABORT", VDAbortError,
-        "the operation was aborted", "close the set and start the operation again",
-    ),
-    0x80770005: ErrorRow(
-        "VD_E_SECURITY", VDSecurityError,
-        "access to the set was refused", "run server and client as the same user, or name a group that both are in",
-    ),
-    0x80770006: ErrorRow(
-        "VD_E_INVALID", VDInvalidError,
-        "a parameter, name, address or handle is not valid", "check that it belongs to this set and is still in use",
-    ),
-    0x80770007: ErrorRow(
-        "VD_E_INSTANCE_NAME", VDInstanceNameError,
-        "no such instance of SQL Server", "give the bare instance name, without the machine; None is the default one",
-    ),
-    0x80770009: ErrorRow(
-        "VD_E_NOTSUPPORTED", VDNotSupportedError,
-        "the requested configuration is not supported", "check the number of devices (1 to 64), features and sizes",
-    ),
-    0x8077000A: ErrorRow(
-        "VD_E_MEMORY", VDMemoryError,
-        "not enough memory, or above the provider's limit", "ask for fewer or smaller buffers, or free some",
-    ),
-    0x8077000B: ErrorRow(
-        "VD_E_UNEXPECTED", VDUnexpectedError,
-        "internal error of the provider", "abort and close the set; please report it",
-    ),
-    0x8077000C: ErrorRow(
-        "VD_E_PROTOCOL", VDProtocolError,
-        "the call is not allowed in the present state", "check the order of calls and that no set of this name exists",
-    ),
-    0x8077000D: ErrorRow(
-        "VD_E_OPEN", VDOpenError,
-        "all devices are open, or devices were still open when the set was closed",
-        "open no more devices than configured, and read each to its end before closing",
-    ),
-    0x8077000E: ErrorRow(
-        "VD_E_CLOSE", VDClosedError,
-        "the device was closed by the server", "expect no further command; close the set",
-    ),
-    0x8077000F: ErrorRow(
-        "VD_E_BUSY", VDBusyError,
-        "in use by another thread or process", "let the other one finish",
-    ),
-    0x80770010: ErrorRow(
-        "VD_E_QUEUE_FULL", VDQueueFullError,
-        "the queue of the device is full", "wait for a completion before sending more",
-    ),
-    0x80770011: ErrorRow(
-        "VD_E_IO_ERROR", VDIOError,
-        "the device is in IO-ERROR after a command that failed", "send CLEAR_ERROR and wait for its success",
-    ),
-}  # fmt: skip
-
-# Codes of COM and Win32 that libraries pass through; they stay plain VDError.
-_FOREIGN = {
-    0x80004002: "the library does not have this interface",
-    0x8007000E: "out of memory",
-    0x80040111: "the library does not have this class; its registration may be broken",
-    0x80070002: "no set of that name; check the instance, and that both sides use the same library",
-    0x80070005: "access denied; more privilege is needed",
+    code: ErrorRow(row.name, _CLASSES[row.name], row.cause, row.remedy) for code, row in VDI.items()
 }
 
 
@@ -251,8 +201,10 @@ def error_from_hresult(
     """
     code &= 0xFFFFFFFF
     row = ERRORS.get(code)
-    if row is None:
-        return VDError(code, _FOREIGN.get(code, "the call failed with a code outside the interface"), operation)
+    if row is None:  # one of COM or Win32 that a library passes through
+        foreign = row_of_hresult(code)
+        text = f"{foreign.cause}; {foreign.remedy}" if foreign else "the call failed with a code outside the interface"
+        return VDError(code, text, operation)
     message = f"{row.cause}; {row.remedy}"
     if issubclass(row.error, VDAbortError):
         return row.error(code, message, operation, reason=reason, pid=pid)

@@ -11,7 +11,7 @@ from types import FrameType
 
 from .. import jobs
 from ..errors import VDError
-from . import backup, output, recover, restore, serve
+from . import backup, explain, output, recover, restore, serve
 from .exits import (
     EXIT_INTERRUPTED,
     EXIT_SQL,
@@ -21,10 +21,11 @@ from .exits import (
     EXIT_VDI,
     EXIT_VERIFICATION,
 )
+from .explain import explanations
 from .options import EPILOG
 
 # Modules with an `add(commands)`, in the order of the help.
-COMMANDS = (backup, restore, recover, serve)
+COMMANDS = (backup, restore, recover, serve, explain)
 
 
 class Terminated(KeyboardInterrupt):
@@ -83,10 +84,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _failure(options: argparse.Namespace, kind: str, code: int, error: BaseException) -> int:
     words = {EXIT_INTERRUPTED: "ended by Ctrl-C", EXIT_TERMINATED: "ended by SIGTERM"}.get(code) or str(error)
-    text = " ".join("; ".join([words, *getattr(error, "__notes__", ())]).split())
+    explained = explanations(error)
+    text = " ".join("; ".join([words, *getattr(error, "__notes__", ()), *map(str, explained)]).split())
     if options.json:
         with contextlib.suppress(BrokenPipeError):
-            output.print_json({"event": "error", "kind": kind, "exit_code": code, "message": text})
+            document = {"event": "error", "kind": kind, "exit_code": code, "message": text}
+            if explained:
+                document["explanations"] = [entry.to_dict() for entry in explained]
+            output.print_json(document)
     print(f"vdi-ext: {text}", file=sys.stderr)
     return code
 

@@ -9,6 +9,8 @@ import functools
 import re
 from dataclasses import dataclass
 
+from ..codes import WIN32
+
 # number: (severity, text)
 _TEXTS = {
     102: (15, "Incorrect syntax near '{}'."),
@@ -125,24 +127,6 @@ _TEXTS = {
     18456: (14, "Login failed for user '{}'."),
 }  # fmt: skip
 
-# What Windows says of the codes that complete commands (section 3.4).
-_OS_TEXTS = {
-    2: "The system cannot find the file specified.",
-    38: "Reached the end of the file.",
-    39: "The disk is full.",
-    50: "The request is not supported.",
-    87: "The parameter is incorrect.",
-    112: "There is not enough space on the disk.",
-    995: "The I/O operation has been aborted because of either a thread exit or an application request.",
-    1100: "The physical end of the tape has been reached.",
-    1101: "A tape access reached a filemark.",
-    1104: "No more data is on the tape.",
-    1117: "The request could not be performed because of an I/O device error.",
-    1129: "The physical end of the tape has been reached.",
-    1450: "Insufficient system resources exist to complete the requested service.",
-}
-
-
 @dataclass(frozen=True)
 class Message:
     """One message to the driver or the error log.
@@ -216,6 +200,6 @@ def recognize(text: str) -> int | None:
 def os_error(code: int) -> str:
     """An operating system error as SQL Server prints it; HRESULTs in hexadecimal."""
     low = code & 0xFFFF if code & 0xFFFF0000 == 0x80070000 else code
-    text = _OS_TEXTS.get(low, "failed to retrieve text for this error")
+    text = WIN32[low].text if low in WIN32 else "failed to retrieve text for this error"
     number = f"0x{code:08x}" if code & 0x80000000 else str(code)
     return f"{number}({text})"
