@@ -428,7 +428,7 @@ def test_a_full_disk(devices: int, after: int) -> None:
     assert first.text.split('"')[1] in one.names
     assert second.number == 3013
     assert numbers(engine.error_log) == [18210, 3041]
-    assert engine.error_log[0].text.startswith("BackupIoRequest::ReportIoError: write failure on backup device 'set ")
+    assert engine.error_log[0].text.startswith("BackupMedium::ReportIoError: write failure on backup device 'set ")
 
 
 @pytest.mark.parametrize(

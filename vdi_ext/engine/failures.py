@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 # Routine and failure as the error log names them (section 12.4). For Complete and those of snapshots no
 # published text is known.
 _ROUTINES = {
-    "write": ("BackupIoRequest::ReportIoError", "write"),
-    "read": ("BackupIoRequest::ReportIoError", "read"),
+    "write": ("BackupMedium::ReportIoError", "write"),
+    "read": ("BackupMedium::ReportIoError", "read"),
     "Open": ("BackupVirtualDeviceSet::Initialize", "Open"),
     "AllocateBuffer": ("BackupVirtualDeviceSet::AllocateBuffer", ""),
     "Flush": ("BackupVirtualDeviceFile::RequestDurableMedia", "Flush"),
