@@ -14,6 +14,7 @@ from ..mtf.pages import CHECKSUM_FLAG, EXTENT_PAGES, PAGE_SIZE, Pages, headers, 
 DATA_FILE = 1  # file id of the data file; 2 is the log
 
 Check = Callable[[], None]
+Versions = npt.NDArray[np.uint32]  # of each extent: 0, or the number of the log record that changed it last
 
 
 class DatabaseError(Exception):
@@ -91,13 +92,16 @@ class PageLedger:
     Parameters
     ----------
     pages : int
-        Announced; a multiple of 8.
+        Of the file; a multiple of 8.
+    announced : int, optional
+        How many of them come; all where not given.
     """
 
-    def __init__(self, pages: int) -> None:
+    def __init__(self, pages: int, announced: int | None = None) -> None:
         if pages % EXTENT_PAGES:
             raise ValueError(f"{pages} pages are no whole extents")
         self.pages = pages
+        self._announced = pages if announced is None else announced
         self._seen = np.zeros(pages // EXTENT_PAGES, np.uint8)
         self._count = 0
 
@@ -146,11 +150,14 @@ class PageLedger:
 
     def close(self) -> None:
         """Raise `PageDamage` for the first page that did not come."""
-        if self._count != self.pages:
-            extent = int(np.argmax(self._seen != 0xFF))
-            bits = int(self._seen[extent])
-            missing = next(page for page in range(EXTENT_PAGES) if not bits >> page & 1)
-            raise PageDamage(extent * EXTENT_PAGES + missing, "the page is missing")
+        if self._count == self._announced:
+            return
+        if self._announced != self.pages:
+            raise PageDamage(0, f"{self._count} pages came of {self._announced} announced")
+        extent = int(np.argmax(self._seen != 0xFF))
+        bits = int(self._seen[extent])
+        missing = next(page for page in range(EXTENT_PAGES) if not bits >> page & 1)
+        raise PageDamage(extent * EXTENT_PAGES + missing, "the page is missing")
 
 
 def whole_extents(pages: int) -> int:

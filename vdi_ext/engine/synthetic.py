@@ -3,6 +3,10 @@
 A page is one of 128 random ones (SQL Server's data page with a single row) into which its number, the words that follow
 from it, and the checksum are written. Each of its 16 sectors holds such a word, so a page or sector in the wrong place
 never looks right. Checksums are linear, so that of a page follows from that of its pattern and the words written.
+
+An extent may be changed: the number of the log record that did it goes into its words as well, and as the log sequence
+number of the last change into the page headers, where SQL Server has it. So a page tells which state it is of, and a
+restore can check it; the state of a database is one number for each extent.
 """
 
 from __future__ import annotations
@@ -10,13 +14,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from ..mtf import DatabaseFile, page_checksums
-from ..mtf.checksums import rotate
-from ..mtf.pages import CHECKSUM_FLAG, HEADER_SIZE, PAGE_SIZE, TYPE_DATA, Pages, headers
-from .database import DATA_FILE, Check, PageDamage, PageLedger, two_files, whole_extents
+from ..mtf.checksums import Words, rotate
+from ..mtf.pages import CHECKSUM_FLAG, EXTENT_PAGES, HEADER_SIZE, PAGE_SIZE, TYPE_DATA, Pages, headers
+from .database import DATA_FILE, Check, PageDamage, PageLedger, Versions, two_files, whole_extents
+from .log import lsn_of, number_of
 
+RECOVERY_MODELS = ("SIMPLE", "FULL", "BULK_LOGGED")
 _PATTERNS = 128  # a power of 2; 1 MiB of them stays in the cache of a core
 _ROW = 8000  # bytes of the row's fixed part
 _WORDS = PAGE_SIZE // 4
@@ -35,14 +40,19 @@ class Synthetic:
         Bytes; rounded up to whole extents of 64 KiB.
     seed : int
         From 0. A restore checks against the pages of this seed and this size.
+    recovery_model : str
+        ``"SIMPLE"``, ``"FULL"`` or ``"BULK_LOGGED"``, to begin with.
     """
 
     size: int
     seed: int = 0
+    recovery_model: str = "SIMPLE"
 
     def __post_init__(self) -> None:
         if self.size < 0 or self.seed < 0:
             raise ValueError("size and seed are not negative")
+        if self.recovery_model not in RECOVERY_MODELS:
+            raise ValueError(f"{self.recovery_model!r} is no recovery model")
         if whole_extents(-(-self.size // PAGE_SIZE)) > 0xFFFFFFF8:
             raise ValueError("more pages than 32 bits can number")
 
@@ -50,24 +60,50 @@ class Synthetic:
     def pages(self) -> int:
         return whole_extents(-(-self.size // PAGE_SIZE))
 
+    @property
+    def address(self) -> str:
+        return f"synthetic:{self.size}:{self.seed}"
+
+    @property
+    def identity(self) -> str:
+        """What makes it the same database as another one of this kind: its pages."""
+        return self.address
+
+    def unchanged(self) -> Versions:
+        """The state in which no extent was changed."""
+        return np.zeros(self.pages // EXTENT_PAGES, np.uint32)
+
     def files(self, name: str, pages: int) -> tuple[DatabaseFile, ...]:
-        return two_files(name, f"synthetic:{self.size}:{self.seed}", pages)
+        return two_files(name, self.address, pages)
 
     def check(self, name: str) -> None:
         """There is nothing that could be missing."""
 
-    def snapshot(self, name: str, check: Check) -> SyntheticSnapshot:
-        return SyntheticSnapshot(self)
+    def snapshot(self, name: str, check: Check, versions: Versions | None = None) -> SyntheticSnapshot:
+        """`versions`: the state of each extent; it is not copied."""
+        return SyntheticSnapshot(self, versions)
 
-    def target(self, name: str, pages: int, *, replace: bool) -> SyntheticTarget:
-        return SyntheticTarget(self, pages)
+    def target(
+        self, name: str, pages: int, *, replace: bool, versions: Versions | None = None, count: int | None = None
+    ) -> SyntheticTarget:
+        """Check what comes.
+
+        Parameters
+        ----------
+        versions : array, optional
+            The state that the pages are put upon, for a differential; not changed.
+        count : int, optional
+            Pages that come, where they are not all.
+        """
+        return SyntheticTarget(self, pages, versions, count)
 
 
 class SyntheticSnapshot:
     """Makes the pages."""
 
-    def __init__(self, source: Synthetic) -> None:
+    def __init__(self, source: Synthetic, versions: Versions | None = None) -> None:
         self.pages = source.pages
+        self._versions = versions if versions is not None and versions.any() else None
         self._seed = np.uint32((source.seed ^ source.seed >> 32) & 0xFFFFFFFF)
         random = np.random.PCG64(source.seed).random_raw(_PATTERNS * PAGE_SIZE // 8)
         self._patterns: Pages = random.astype("<u8").view(np.uint8).reshape(_PATTERNS, PAGE_SIZE)
@@ -102,17 +138,29 @@ class SyntheticSnapshot:
             pages[done : done + part] = self._patterns[row : row + part]
             done += part
         ids = np.arange(first, first + count, dtype=np.uint32)
-        words = self._words(ids)
-        out = pages.view("<u4").reshape(count, _WORDS)
+        versions = None if self._versions is None else self._versions[ids // EXTENT_PAGES]
+        self.make(pages, ids, versions if versions is not None and versions.any() else None)
+
+    def make(self, pages: Pages, ids: Words, versions: Words | None) -> None:
+        """Finish pages that hold their patterns; `versions`: of each page, None for the first ones."""
+        words = self._words(ids, versions)
+        out = pages.view("<u4").reshape(len(pages), _WORDS)
         out[:, 8] = ids
         out[:, _PLACE::128] = words
         turned = np.bitwise_xor.reduce(rotate(words, _TURNS), axis=1)
-        out[:, 15] = self._checksums[ids % _PATTERNS] ^ turned ^ rotate(ids, _TURNS[:1])
+        header = ids
+        if versions is not None:
+            lsns = _lsn_words(versions)
+            out[:, 10:13] = lsns
+            header = ids ^ np.bitwise_xor.reduce(lsns, axis=1) ^ np.uint32(1)  # the patterns have 1:0:0
+        out[:, 15] = self._checksums[ids % _PATTERNS] ^ turned ^ rotate(header, _TURNS[:1])
 
-    def _words(self, ids: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
-        """One word for each sector of each page: the number of the sector and the seed, scattered."""
+    def _words(self, ids: Words, versions: Words | None) -> Words:
+        """One word for each sector of each page: the number of the sector, the seed and the version, scattered."""
         value = ids[:, None] * np.uint32(16) + _SECTORS
         value ^= self._seed
+        if versions is not None:
+            value ^= (versions * np.uint32(0x9E3779B1))[:, None]
         value = (value ^ value >> np.uint32(16)) * np.uint32(0x7FEB352D)
         value = (value ^ value >> np.uint32(15)) * np.uint32(0x846CA68B)
         return value ^ value >> np.uint32(16)
@@ -122,12 +170,22 @@ class SyntheticSnapshot:
 
 
 class SyntheticTarget:
-    """Compares every page with the one that it must be."""
+    """Compares every page with the one that it must be, and notes which state it is of.
 
-    def __init__(self, source: Synthetic, pages: int) -> None:
+    Attributes
+    ----------
+    versions : array
+        What the restored database is; complete after `finish`.
+    """
+
+    def __init__(
+        self, source: Synthetic, pages: int, versions: Versions | None = None, count: int | None = None
+    ) -> None:
         if pages != source.pages:
             raise PageDamage(0, f"the backup holds {pages} pages, the database {source.pages}")
-        self._ledger = PageLedger(pages)
+        self.versions = source.unchanged() if versions is None else versions.copy()
+        self._known = np.zeros(len(self.versions), bool)  # extents of which a page came
+        self._ledger = PageLedger(pages, count)
         self._snapshot = SyntheticSnapshot(source)
         self._expected: Pages = np.empty((0, PAGE_SIZE), np.uint8)
 
@@ -138,14 +196,25 @@ class SyntheticTarget:
             # Runs of consecutive pages; nearly always one.
             breaks = np.flatnonzero(np.diff(ids[start:].astype(np.int64)) != 1)
             stop = start + int(breaks[0]) + 1 if len(breaks) else len(ids)
-            self._compare(pages[start:stop], int(ids[start]))
+            self._compare(pages[start:stop], ids[start:stop])
             start = stop
 
-    def _compare(self, pages: Pages, first: int) -> None:
+    def _compare(self, pages: Pages, ids: Words) -> None:
+        first = int(ids[0])
+        versions = _versions_in(pages)
+        extents = ids // EXTENT_PAGES
+        earlier = self._known[extents] & (self.versions[extents] != versions)
+        self.versions[extents] = versions
+        self._known[extents] = True
+        torn = earlier | (self.versions[extents] != versions)
+        if torn.any():
+            raise PageDamage(first + int(np.argmax(torn)), "the page is of another state than its extent")
         if len(self._expected) < len(pages):
             self._expected = np.empty((len(pages), PAGE_SIZE), np.uint8)
         expected = self._expected[: len(pages)]
         self._snapshot.fill(expected, first)
+        if versions.any():
+            self._snapshot.make(expected, ids, versions)
         equal = pages.view("<u8") == expected.view("<u8")
         if not equal.all():
             wrong = int(np.argmin(equal.all(axis=1)))
@@ -156,3 +225,33 @@ class SyntheticTarget:
 
     def abandon(self) -> None:
         """Nothing was kept."""
+
+
+# ---- versions: 0 for pages that were never changed, else the number of the record that did it
+
+
+def _lsn_words(versions: Words) -> Words:
+    """The words 10 to 12 of page headers."""
+    words = np.zeros((len(versions), 3), np.uint32)
+    words[:, 0] = 1
+    for version in np.unique(versions):
+        if version:
+            words[versions == version] = lsn_of(int(version))
+    return words
+
+
+def _versions_in(pages: Pages) -> Words:
+    words = pages.view("<u4").reshape(len(pages), _WORDS)[:, 10:13]
+    versions = np.zeros(len(pages), np.uint32)
+    if (words == (1, 0, 0)).all():
+        return versions
+    for place, lsn in enumerate(words.tolist()):
+        if lsn != [1, 0, 0]:
+            try:
+                number = number_of(tuple(lsn))
+            except ValueError as error:
+                raise PageDamage(int(headers(pages)["page_id"][place]), str(error)) from error
+            if number > 0xFFFFFFFF:
+                raise PageDamage(int(headers(pages)["page_id"][place]), "a log sequence number beyond any")
+            versions[place] = number
+    return versions
