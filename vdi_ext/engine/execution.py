@@ -13,20 +13,31 @@ from typing import TYPE_CHECKING, NoReturn
 from ..events import MessageEvent, StateChanged
 from ..mtf import PAGE_SIZE
 from .backup import back_up
+from .catalog import Entry
 from .database import DatabaseError
 from .databases import Database
 from .device_set import DeviceRun
 from .failures import Explainer, Failure, of_database
+from .looking import look
 from .messages import Message, SqlError, message
+from .msdb import BackupRecord, RestoreRecord
 from .outcome import Outcome
 from .restore import restore
 from .snapshots import back_up_snapshot, restore_snapshot
 from .tsql import Statement, parse, refuse
+from .types import Column
 
 if TYPE_CHECKING:
     from .server import Engine
+    from .session import Session
 
 OnMessage = Callable[[Message], object]
+
+# What the error log says of a success: of a database, a differential, a log.
+_LOG_ENTRIES = {
+    ("BACKUP", "D"): 18264, ("BACKUP", "I"): 18270, ("BACKUP", "L"): 18265,
+    ("RESTORE", "D"): 18267, ("RESTORE", "I"): 18271, ("RESTORE", "L"): 18268,
+}  # fmt: skip
 
 log = logging.getLogger("vdi_ext.engine")
 
@@ -38,14 +49,19 @@ class Result:
     Parameters
     ----------
     messages : tuple of Message
-        In their order; the last one is 3014.
+        In their order; the last one is 3014 (RESTORE VERIFYONLY: 3262).
     pages : int
     seconds : float
+    columns : tuple of Column
+        Of the result set that RESTORE HEADERONLY, FILELISTONLY and LABELONLY have.
+    rows : tuple of tuple
     """
 
     messages: tuple[Message, ...]
     pages: int
     seconds: float
+    columns: tuple[Column, ...] = ()
+    rows: tuple[tuple[object, ...], ...] = ()
 
 
 class Execution:
@@ -57,7 +73,10 @@ class Execution:
     statement : Statement
     name : str
         Of the database, as the engine spells it.
-    database : Database
+    found : Entry or None
+        The database; None where RESTORE is to create it.
+    session : Session or None
+        Whose statement it is.
     devices : DeviceRun
     explainer : Explainer
     moved : int
@@ -67,7 +86,7 @@ class Execution:
     engine: Engine
     statement: Statement
     name: str
-    database: Database
+    found: Entry | None
     devices: DeviceRun
     explainer: Explainer
 
@@ -80,6 +99,8 @@ class Execution:
         self._lock = threading.Lock()
         self._cancelled = False
         self._run: DeviceRun | None = None
+        self._result: tuple[tuple[Column, ...], tuple[tuple[object, ...], ...]] = ((), ())
+        self.session: Session | None = None
         self.moved = 0
         self._total = 0  # bytes
         self._told = 0  # percent
@@ -101,32 +122,40 @@ class Execution:
         except SqlError as error:
             self.tell(*error.messages)
             raise
-        self._events = self.engine.events.scoped(statement.devices[0])
+        self._events = self.engine.events.scoped(statement.devices[0] if statement.devices else "")
         self._events.emit(StateChanged, "statement", "running", detail=f"{statement.operation} {statement.database}")
         try:
-            self.name, self.database = self.engine.find(statement.database)
-            self._prepare()
-            with self.engine.using(self.name, alone=statement.verb == "RESTORE"):
-                outcome = self._act()
+            outcome = self._act()
         except Failure as error:
             failure = error
         except DatabaseError as error:
             failure = of_database(error)
         else:
             seconds = time.monotonic() - started
-            self._succeeded(outcome, seconds)
+            if outcome is not None:
+                self._succeeded(outcome, seconds)
             self._events.emit(StateChanged, "statement", "succeeded")
-            return Result(tuple(self._messages), outcome.pages, seconds)
+            pages = outcome.pages if outcome is not None else 0
+            return Result(tuple(self._messages), pages, seconds, *self._result)
         # Outside of the handler: an exception's frames hold views of the shared buffers, and while those live the set
         # stays mapped. What the caller gets must hold none.
         cause, messages = failure.cause, failure.messages
         del failure
         self._failed(cause, messages)
 
-    def _act(self) -> Outcome:
-        if self.statement.snapshot:
-            return back_up_snapshot(self) if self.statement.verb == "BACKUP" else restore_snapshot(self)
-        return back_up(self) if self.statement.verb == "BACKUP" else restore(self)
+    def _act(self) -> Outcome | None:
+        statement, engine = self.statement, self.engine
+        self.found = engine.catalog.get(statement.database)
+        self.name = statement.database if self.found is None else self.found.name
+        if self.found is None and statement.verb == "BACKUP":
+            raise DatabaseError(911, statement.database)
+        self._prepare()
+        if not statement.database:
+            return look(self)
+        with engine.using(self.name, alone=statement.verb == "RESTORE"):
+            if statement.snapshot:
+                return back_up_snapshot(self) if statement.verb == "BACKUP" else restore_snapshot(self)
+            return back_up(self) if statement.verb == "BACKUP" else restore(self)
 
     def _prepare(self) -> None:
         writing = self.statement.verb == "BACKUP"
@@ -136,34 +165,69 @@ class Execution:
             self._run = self.devices
             self.explainer.cancelled = self._cancelled
 
+    @property
+    def entry(self) -> Entry:
+        """The database, which exists."""
+        assert self.found is not None
+        return self.found
+
+    @property
+    def database(self) -> Database:
+        return self.entry.database
+
+    def claim(self) -> None:
+        """Refuse to go on while a session uses the database. Raises `DatabaseError`."""
+        for session in self.engine.sessions:
+            if session.database.casefold() == self.name.casefold():
+                if session is self.session:
+                    raise DatabaseError(3102, self.statement.verb, self.name)
+                raise DatabaseError(3101)
+
+    def remember(self, record: BackupRecord | RestoreRecord) -> None:
+        """Put it into msdb; the work was done whether that succeeds or not."""
+        try:
+            self.engine.history.record(record)
+        except OSError as error:
+            log.error("msdb: %s", error)
+            self.tell(message(3009))
+
     def _succeeded(self, outcome: Outcome, seconds: float) -> None:
         statement, name, pages = self.statement, self.name, outcome.pages
         if statement.stats is not None:
             self._percent(100)
         for file, count in outcome.files:
-            self.tell(message(4035, count, name, file, 1))
+            self.tell(message(4035, count, name, file, outcome.position))
         took = max(1, round(seconds * 1000))
         rate = pages * PAGE_SIZE * 1_000_000 // (took << 20)  # thousandths of a MiB a second
         spoken = (took // 1000, took % 1000, rate // 1000, rate % 1000)
         self.tell(message(3014, statement.operation, pages, *spoken))
         devices = ", ".join(f"'{device}'" for device in statement.devices)
-        where = f"FILE=1, TYPE=VIRTUAL_DEVICE: {{{devices}}}"
+        where = f"FILE={outcome.position}, TYPE=VIRTUAL_DEVICE: {{{devices}}}"
         now = datetime.now().strftime("%Y/%m/%d(%H:%M:%S)")
         lsns = [":".join(map(str, lsn)) for lsn in outcome.lsns]
-        values: tuple[object, ...] = (name, now, pages, *lsns) if statement.verb == "BACKUP" else (name, now, *lsns)
-        number = 18264 if statement.verb == "BACKUP" else 18267
-        self.engine.to_log(message(number, *values, len(statement.devices), where))
+        values: list[object] = [name, now]
+        if statement.verb == "BACKUP" and outcome.kind != "L":
+            values.append(pages)
+        number = _LOG_ENTRIES[statement.verb, outcome.kind]
+        if number == 18270:
+            lsns.append(":".join(map(str, outcome.base_lsn)))
+        self.engine.to_log(message(number, *values, *lsns, len(statement.devices), where))
 
     def _failed(self, cause: BaseException | None, messages: tuple[Message, ...]) -> NoReturn:
         if cause is not None:
             log.info("%s fails: %s", self.statement.operation, cause)
-        self.tell(*messages, message(3013, self.statement.operation))
+        operation = "VERIFY DATABASE" if self.statement.kind == "VERIFYONLY" else self.statement.operation
+        self.tell(*messages, message(3013, operation))
         if self.statement.verb == "BACKUP":
-            self.engine.to_log(message(3041, f"BACKUP DATABASE {self.statement.database}"))
+            self.engine.to_log(message(3041, f"{self.statement.operation} {self.statement.database}"))
         self._events.emit(StateChanged, "statement", "failed")
         raise SqlError(tuple(self._messages)) from cause
 
     # ---- messages and progress
+
+    def show(self, columns: tuple[Column, ...], rows: list[tuple[object, ...]]) -> None:
+        """Have the statement end with a result set."""
+        self._result = columns, tuple(rows)
 
     def tell(self, *messages: Message) -> None:
         """Send messages to the driver."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..constants import CompletionCode
 from ..errors import VDAbortError, VDError, VDMemoryError
-from ..mtf import BlockSizeError, MtfError, NotMtfError, TruncatedError
+from ..mtf import BlockSizeError, MtfError, NoSetError, NotMtfError, TruncatedError
 from ..server import ServerDevice
 from .database import DATA_FILE, DatabaseError, PageDamage
 from .messages import Message, message, os_error
@@ -147,6 +147,8 @@ class Explainer:
         reader = stripes.readers[stripes.current]
         if isinstance(error, BlockSizeError):
             problem = message(3284, device, error.found)
+        elif isinstance(error, NoSetError):
+            problem = message(4038, error.number, device)
         elif isinstance(error, NotMtfError):
             problem = message(3242, device)
         elif isinstance(error, TruncatedError):

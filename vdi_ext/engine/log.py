@@ -71,12 +71,6 @@ def number_of(lsn: Lsn) -> int:
     return number
 
 
-def numeric(lsn: Lsn) -> int:
-    """A log sequence number as the numeric(25,0) that msdb and RESTORE HEADERONLY have."""
-    file, block, slot = lsn
-    return (file * 10**10 + block) * 10**5 + slot
-
-
 class TransactionLog:
     """Records that were not cut off yet.
 

@@ -32,9 +32,13 @@ _TEXTS = {
     596: (21, "Cannot continue the execution because the session is in the kill state."),
     701: (17, "There is insufficient system memory in resource pool 'default' to run this query."),
     911: (16, "Database '{}' does not exist. Make sure that the name is entered correctly."),
+    927: (14, "Database '{}' cannot be opened. It is in the middle of a restore."),
     1038: (15, "An object or column name is missing or empty."),
+    1834: (16, "The file '{}' cannot be overwritten.  It is being used by database '{}'."),
     1844: (16, "{} is not supported on {}."),
     2812: (16, "Could not find stored procedure '{}'."),
+    3009: (16, "Could not insert a backup or restore history/detail record in the msdb database. This may indicate a "
+               "problem with the msdb database. The backup/restore operation was still successful."),
     3013: (16, "{} is terminating abnormally."),
     3014: (10, "{} successfully processed {} pages in {}.{:03d} seconds ({}.{:03d} MB/sec)."),
     3015: (16, "{} is not yet implemented."),
@@ -42,18 +46,45 @@ _TEXTS = {
     3023: (16, "Backup, file manipulation operations (such as ALTER DATABASE ADD FILE) and encryption changes on a "
                "database must be serialized. Reissue the statement after the current backup or file manipulation "
                "operation is completed."),
+    3024: (16, "You can only perform a full backup of the master database. Use BACKUP DATABASE to back up the "
+           "entire master database."),
     3031: (16, "Option '{}' conflicts with option(s) '{}'. Remove the conflicting option and reissue the statement."),
     3032: (16, "One or more of the options ({}) are not supported for this statement. Review the documentation for "
                "supported options."),
+    3035: (16, 'Cannot perform a differential backup for database "{}", because a current database backup does '
+           "not exist. Perform a full database backup by reissuing BACKUP DATABASE, omitting the WITH "
+           "DIFFERENTIAL option."),
+    3036: (16, 'The database "{}" is in warm-standby state (set by executing RESTORE WITH STANDBY) and cannot be '
+           "backed up until the entire restore sequence is completed."),
     3041: (16, "BACKUP failed to complete the command {}. Check the backup application log for detailed messages."),
     3044: (16, "Invalid zero-length device name. Reissue the BACKUP statement with a valid device name."),
     3057: (16, "Invalid device name. The length of the device name provided exceeds supported limit (maximum length "
                "is:{}). Reissue the BACKUP statement with a valid device name."),
     3101: (16, "Exclusive access could not be obtained because the database is in use."),
+    3102: (16, "{} cannot process database '{}' because it is in use by this session. It is recommended that the "
+           "master database be used when performing this operation."),
+    3108: (16, "To restore the master database, the server must be running in single-user mode. For information "
+           'on starting in single-user mode, see "How to: Start an Instance of SQL Server (sqlservr.exe)" in '
+           "Books Online."),
+    3117: (16, "The log or differential backup cannot be restored because no files are ready to rollforward."),
+    3118: (16, 'The database "{}" does not exist. RESTORE can only create a database when restoring either a full '
+           "backup or a file backup of the primary file."),
+    3119: (16, "Problems were identified while planning for the RESTORE statement. Previous messages provide details."),
+    3120: (16, "This backup set will not be restored because all data has already been restored to a point beyond "
+           "the time covered by this backup set."),
     3129: (16, 'The contents of the file "{}" are not consistent with a transition into the restore sequence. A '
                "restore from a backup set may be required."),
     3132: (16, "The media set has {} media families but only {} are provided. All members must be provided."),
     3135: (16, "The backup set in file '{}' was created by {} and cannot be used for this restore operation."),
+    3136: (16, "This differential backup cannot be restored because the database has not been restored to the correct "
+               "earlier state."),
+    3142: (16, 'File "{}" cannot be restored over the existing "{}". Reissue the RESTORE statement using WITH '
+           "REPLACE to overwrite pre-existing files, or WITH MOVE to identify an alternate location."),
+    3145: (16, "The STOPAT option is not supported for databases that use the SIMPLE recovery model."),
+    3147: (16, "Backup and restore operations are not allowed on database tempdb."),
+    3153: (16, "The database is already fully recovered."),
+    3154: (16, "The backup set holds a backup of a database other than the existing '{}' database."),
+    3156: (16, "File '{}' cannot be restored to '{}'. Use WITH MOVE to identify a valid location for the file."),
     3159: (16, 'The tail of the log for the database "{}" has not been backed up. Use BACKUP LOG WITH NORECOVERY to '
                "backup the log if it contains work you do not want to lose. Use the WITH REPLACE or WITH STOPAT clause "
                "of the RESTORE statement to just overwrite the contents of the log."),
@@ -84,6 +115,8 @@ _TEXTS = {
     3229: (16, "Request for device '{}' timed out."),
     3231: (16, 'The media loaded on "{}" is formatted to support {} media families, but {} media families are expected '
                "according to the backup device specification."),
+    3234: (16, "Logical file '{}' is not part of database '{}'. Use RESTORE FILELISTONLY to list the logical file "
+           "names."),
     3241: (16, "The media family on device '{}' is incorrectly formed. SQL Server cannot process this media family."),
     3242: (16, "The file on device '{}' is not a valid Microsoft Tape Format backup set."),
     3250: (16, "The value '{}' is not within range for the {} parameter."),
@@ -96,6 +129,7 @@ _TEXTS = {
     3258: (16, 'The volume on the device "{}" is not part of the media set that is currently being processed. Ensure '
                "that the backup devices are loaded with the correct media."),
     3261: (16, "SQL Server cannot use the virtual device configuration."),
+    3262: (10, "The backup set on file {} is valid."),
     3271: (16, 'A nonrecoverable I/O error occurred on file "{}:" {}.'),
     3272: (16, "The '{}' device has a hardware sector size of {}, but the block size parameter specifies an "
                "incompatible override value of {}. Reissue the statement using a compatible block size."),
@@ -105,7 +139,32 @@ _TEXTS = {
     3903: (16, "The ROLLBACK TRANSACTION request has no corresponding BEGIN TRANSACTION."),
     4002: (16, "The incoming tabular data stream (TDS) protocol stream is incorrect. The stream ended unexpectedly."),
     4035: (10, "Processed {} pages for database '{}', file '{}' on file {}."),
+    4037: (16, 'The user-specified MEDIANAME "{}" does not match the MEDIANAME "{}" of the device "{}".'),
+    4038: (16, "Cannot find file ID {} on device '{}'."),
     4060: (11, 'Cannot open database "{}" requested by the login. The login failed.'),
+    4208: (16, "The statement {} is not allowed while the recovery model is SIMPLE. Use BACKUP DATABASE or change the "
+               "recovery model using ALTER DATABASE."),
+    4212: (16, "Cannot back up the log of the master database. Use BACKUP DATABASE instead."),
+    4214: (16, "BACKUP LOG cannot be performed because there is no current database backup."),
+    4220: (16, "Cannot back up the log of the model database with NORECOVERY option."),
+    4305: (16, "The log in this backup set begins at LSN {}, which is too recent to apply to the database. An "
+           "earlier log backup that includes LSN {} can be restored."),
+    4322: (10, "This backup set contains records that were logged before the designated point in time. The "
+           "database is being left in the restoring state so that more roll forward can be performed."),
+    4326: (16, "The log in this backup set terminates at LSN {}, which is too early to apply to the database. A "
+           "more recent log backup that includes LSN {} can be restored."),
+    4330: (16, "This backup set cannot be applied because it is on a recovery path that is inconsistent with the "
+           "database. The recovery path is the sequence of data and log backups that have brought the database to "
+           "a particular recovery point. Find a compatible backup to restore, or restore the rest of the database "
+           "to match a recovery point within this backup set, which will restore the database to a different "
+           "point in time.  For more information about recovery paths, see SQL Server Books Online."),
+    4335: (16, "The specified STOPAT time is too early. All or part of the database is already rolled forward "
+           "beyond that point."),
+    4338: (16, "The STOPAT clause specifies a point too early to allow this backup set to be restored. Choose a "
+           "different stop point or use RESTORE DATABASE WITH RECOVERY to recover at the current point."),
+    4353: (16, "Conflicting file relocations have been specified for file '{}'. Only a single WITH MOVE clause "
+           "should be specified for any logical file name."),
+    5133: (16, 'Directory lookup for the file "{}" failed with the operating system error {}.'),
     5701: (10, "Changed database context to '{}'."),
     5703: (10, "Changed language setting to {}."),
     6104: (16, "Cannot use KILL to kill your own process."),
@@ -120,8 +179,20 @@ _TEXTS = {
     18264: (10, "Database backed up. Database: {}, creation date(time): {}, pages dumped: {}, first LSN: {}, last LSN: "
                 "{}, number of dump devices: {}, device information: ({}). This is an informational message only. No "
                 "user action is required."),
+    18265: (10, "Log was backed up. Database: {}, creation date(time): {}, first LSN: {}, last LSN: {}, number of "
+            "dump devices: {}, device information: ({}). This is an informational message only. No user action is "
+            "required."),
     18267: (10, "Database was restored: Database: {}, creation date(time): {}, first LSN: {}, last LSN: {}, number of "
                 "dump devices: {}, device information: ({}). Informational message. No user action required."),
+    18268: (10, "Log was restored. Database: {}, creation date(time): {}, first LSN: {}, last LSN: {}, number of "
+            "dump devices: {}, device information: ({}). This is an informational message. No user action is "
+            "required."),
+    18270: (10, "Database differential changes were backed up. Database: {}, creation date(time): {}, pages "
+            "dumped: {}, first LSN: {}, last LSN: {}, full backup LSN: {}, number of dump devices: {}, device "
+            "information: ({}). This is an informational message. No user action is required."),
+    18271: (10, "Database changes were restored. Database: {}, creation date(time): {}, first LSN: {}, last LSN: "
+            "{}, number of dump devices: {}, device information: ({}). This is an informational message. No user "
+            "action is required."),
     18452: (14, "Login failed. The login is from an untrusted domain and cannot be used with Integrated "
                 "authentication."),
     18456: (14, "Login failed for user '{}'."),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..mtf import Lsn
 from .failures import Failure
 from .messages import message
 from .tsql import Statement
+from .tsql.options import word_of
 
 
 @dataclass(frozen=True)
@@ -19,17 +20,36 @@ class Outcome:
     pages : int
         Of all files together.
     files : tuple of (str, int)
-        Logical name and pages of each.
+        Logical name and pages of each that is reported.
     lsns : tuple of Lsn
         First and last.
+    position : int
+        Of the backup set on its medium.
+    kind : str
+        ``"D"``, ``"I"`` or ``"L"``, as in the stream.
+    base_lsn : Lsn
+        Of a differential: the full backup that it builds on.
     """
 
     pages: int
     files: tuple[tuple[str, int], ...]
     lsns: tuple[Lsn, Lsn]
+    position: int = 1
+    kind: str = "D"
+    base_lsn: Lsn = (0, 0, 0)
 
 
-def refuse_checksum(statement: Statement) -> None:
-    """The bytes of a replay are what they are: neither option could be honoured. Raises `Failure`."""
-    if statement.checksum is not None:
-        raise Failure(None, message(3032, "checksum" if statement.checksum else "no_checksum"))
+_FOR_REPLAY = ("verb", "database", "devices", "kind", "block_size", "buffer_count", "max_transfer_size", "stats",
+               "copy_only", "format", "init", "skip", "rewind", "unload", "replace", "recovery")  # fmt: skip
+
+
+def refuse_for_replay(statement: Statement) -> None:
+    """The bytes of a replay are what they are: no option that would change them could be honoured. Raises `Failure`."""
+    plain = replace(statement, **{  # type: ignore[arg-type]
+        name: None if field.default is None else field.default
+        for name, field in Statement.__dataclass_fields__.items() if name not in _FOR_REPLAY
+    })  # fmt: skip
+    for name in Statement.__dataclass_fields__:
+        value = getattr(statement, name)
+        if value != getattr(plain, name):
+            raise Failure(None, message(3032, word_of(name, value)))

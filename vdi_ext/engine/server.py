@@ -17,9 +17,12 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from ..events import Consumer, EventStream, MessageEvent
+from ..mtf import EXTENT_PAGES, Lsn
+from .catalog import Catalog, DatabaseInfo, Entry
 from .database import DatabaseError
 from .databases import Database
 from .execution import Execution, OnMessage, Result
+from .log import lsn_of
 from .messages import Message
 from .msdb import History
 from .tsql import Statement
@@ -57,6 +60,8 @@ class Engine:
 
     Attributes
     ----------
+    catalog : Catalog
+        The databases and their states.
     error_log : deque of Message
         What SQL Server writes to its error log; the last 1000.
 
@@ -76,12 +81,12 @@ class Engine:
         events: Iterable[Consumer] = (),
     ) -> None:
         self.error_log: deque[Message] = deque(maxlen=1000)
-        self._databases = {name.casefold(): (name, database) for name, database in databases.items()}
         self.instance = instance
         self.provider = provider
         self.server_name = server_name or socket.gethostname()
         self.history = history if history is not None else History()
         self.started = datetime.now()
+        self.catalog = Catalog(databases, self.started)
         self.events = EventStream(events, "server")
         self._lock = threading.Lock()
         self._running: set[Execution] = set()
@@ -123,6 +128,54 @@ class Engine:
             with self._lock:
                 self._running.discard(execution)
 
+    @property
+    def databases(self) -> tuple[DatabaseInfo, ...]:
+        """What sys.databases says, those of the system included; by number."""
+        return tuple(entry.info for entry in self.catalog)
+
+    def change(self, name: str, page: int = 0, pages: int = EXTENT_PAGES, *, at: datetime | None = None) -> Lsn:
+        """Change pages of a synthetic database, as a transaction would.
+
+        Parameters
+        ----------
+        name : str
+        page, pages : int
+            The first and how many; whole extents around them change.
+        at : datetime, optional
+            Local time of the transaction, which STOPAT looks at; now by default.
+
+        Returns
+        -------
+        Lsn
+            Of the log record.
+
+        Raises
+        ------
+        DatabaseError
+            911: there is no such database. 927: it is being restored.
+        ValueError
+            It is not synthetic, or has no such pages.
+        """
+        return lsn_of(self._entry(name).change(page, pages, at or datetime.now()))
+
+    def set_recovery_model(self, name: str, model: str) -> None:
+        """ALTER DATABASE ... SET RECOVERY.
+
+        Parameters
+        ----------
+        name : str
+        model : str
+            ``"SIMPLE"``, ``"FULL"`` or ``"BULK_LOGGED"``.
+
+        Raises
+        ------
+        DatabaseError
+            911: there is no such database.
+        ValueError
+            There is no such model.
+        """
+        self._entry(name).set_recovery_model(model)
+
     def cancel(self) -> None:
         """End every statement that runs: their device sets are aborted. Returns at once."""
         with self._lock:
@@ -157,10 +210,15 @@ class Engine:
     # ---- for executions
 
     def find(self, name: str) -> tuple[str, Database]:
-        try:
-            return self._databases[name.casefold()]
-        except KeyError:
-            raise DatabaseError(911, name) from None
+        """A database's name as it is spelled, and the database. Raises `DatabaseError`."""
+        entry = self._entry(name)
+        return entry.name, entry.database
+
+    def _entry(self, name: str) -> Entry:
+        entry = self.catalog.get(name)
+        if entry is None:
+            raise DatabaseError(911, name)
+        return entry
 
     @contextlib.contextmanager
     def using(self, name: str, *, alone: bool) -> Iterator[None]:

@@ -157,6 +157,7 @@ class Session:
         statement = draft.bind(self._variables)
 
         def started(execution: Execution) -> None:
+            execution.session = self
             with self._lock:
                 self._execution = execution
                 cancelled = self._cancelled
@@ -166,14 +167,21 @@ class Session:
         def tell(entry: Message) -> None:
             self._sink.message(dataclasses.replace(entry, line=draft.line))
 
+        result = None
         try:
-            self._engine.execute(statement, tell, started)
+            result = self._engine.execute(statement, tell, started)
         except SqlError:
             pass  # told as it happened
         finally:
             with self._lock:
                 self._execution = None
-        self._sink.done(None)
+        if result is None or not result.columns:
+            self._sink.done(None)
+            return
+        self._sink.columns(result.columns)
+        for row in result.rows:
+            self._sink.row(row)
+        self._sink.done(len(result.rows) if self._count else None)
 
     def _set(self, node: SetOption) -> None:
         if node.name == "NOCOUNT":

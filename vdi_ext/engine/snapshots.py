@@ -22,13 +22,14 @@ from ..constants import CommandCode
 from ..errors import VDAbortError
 from ..mtf import EXTENT_PAGES, FamilyInfo, FamilyWriter, MtfError, sector_xors
 from ..mtf.pages import Pages
-from .backup import LSNS, describe
+from .backup import Backup, allow
+from .catalog import Redo
 from .database import DatabaseError, PagedDatabase
 from .freezing import Frozen, Mount, freeze, mount
 from .messages import message
 from .outcome import Outcome
 from .replay import Replay
-from .restore import MOST_PAGES
+from .restore import MOST_PAGES, redo_of_full, remember, settle
 from .stripes import Bytes, Metadata, RestoreStripes
 from .transfer import SMALL_BUFFER, Transfer
 
@@ -53,38 +54,41 @@ class _Pieces:
 def back_up_snapshot(execution: Execution) -> Outcome:
     """Execute a BACKUP DATABASE WITH SNAPSHOT. Raises `Failure`, `DatabaseError`."""
     database = _checked(execution)
+    allow(execution.entry, execution.statement)
     database.check(execution.name)
     backup = _SnapshotBackup(execution, database)
     execution.devices.move(backup.run, writing=True)
-    return backup.outcome
+    return backup.outcome()
 
 
 class _SnapshotBackup:
-    outcome: Outcome
-
     def __init__(self, execution: Execution, database: PagedDatabase) -> None:
         self._execution = execution
         self._database = database
+        self._backup = Backup(execution)
         self._name = execution.name
         self._device = execution.statement.devices[0]
 
     def run(self, transfer: Transfer) -> None:
         execution = self._execution
-        media, backup = describe(execution, ())
-        writer = FamilyWriter(media, backup, 1, 1)
+        self._backup.begin()
+        backup = self._backup.describe(0, 0)
+        writer = FamilyWriter(self._backup.media, backup, 1, 1)
         prepare = (CommandCode.PREPARE_TO_FREEZE,) if execution.devices.prepares_to_freeze else ()
         transfer.write(_Pieces(writer.medium()), prepare)
         with self._frozen() as frozen:
-            files = self._database.files(self._name, frozen.pages)
-            writer.backup = dataclasses.replace(backup, files=files, snapshot=True)
+            files = self._backup.files(frozen.pages, frozen.pages)
+            extra = {**backup.extra, "snapshot": True}
+            writer.backup = dataclasses.replace(backup, files=files, snapshot=True, extra=extra)
             begin, extent = writer.begin(), frozen.extent()
             writer.pages(EXTENT_PAGES, sector_xors(extent) if backup.checksum else None)
             stream = _Pieces(begin, extent.tobytes(), writer.end(datetime.now()))
             transfer.write(stream, (CommandCode.SNAPSHOT,))
-        pages = sum(file.pages for file in files)
-        self.outcome = Outcome(
-            pages, tuple((file.name, file.pages) for file in files), (backup.first_lsn, backup.last_lsn)
-        )
+        self._set = writer.backup
+
+    def outcome(self) -> Outcome:
+        """The statement succeeded."""
+        return self._backup.succeed(self._set)
 
     @contextlib.contextmanager
     def _frozen(self) -> Iterator[Frozen]:
@@ -111,6 +115,8 @@ def restore_snapshot(execution: Execution) -> Outcome:
     """Execute a RESTORE DATABASE WITH SNAPSHOT. Raises `Failure`, `DatabaseError`."""
     if execution.name.casefold() == "master":
         raise DatabaseError(3196)
+    if execution.found is None:
+        raise DatabaseError(911, execution.name)
     plan = _SnapshotRestore(execution, _checked(execution))
     stripes = RestoreStripes(1, execution.devices.block_size, plan.begin, plan.accept)
 
@@ -124,11 +130,13 @@ def restore_snapshot(execution: Execution) -> Outcome:
         execution.devices.move(act, stripes, writing=False)
     finally:
         plan.abandon()
-    return plan.outcome
+    return plan.succeed()
 
 
 class _SnapshotRestore:
     outcome: Outcome
+    _info: FamilyInfo
+    _redo: Redo
 
     def __init__(self, execution: Execution, database: PagedDatabase) -> None:
         self._execution = execution
@@ -146,7 +154,10 @@ class _SnapshotRestore:
         if not 0 < info.pages <= MOST_PAGES or info.pages % EXTENT_PAGES:
             raise MtfError(f"the backup announces {info.pages} pages, which are no whole extents or too many")
         files = tuple((name, pages) for _, name, pages in info.files)
-        self.outcome = Outcome(info.pages, files, LSNS)
+        assert info.configuration is not None
+        found = info.configuration
+        self._info, self._redo = info, redo_of_full(info, found)
+        self.outcome = Outcome(info.pages, files, (found.first_lsn, found.last_lsn), info.number)
         self._mount = mount(self._database, execution.name, info.pages, replace=statement.replace)
 
     @property
@@ -162,6 +173,16 @@ class _SnapshotRestore:
 
     def finish(self) -> None:
         self.mount.finish()
+
+    def succeed(self) -> Outcome:
+        """The statement succeeded."""
+        execution = self._execution
+        entry, found = execution.entry, self._info.configuration
+        assert found is not None
+        entry.family_guid = found.family_guid
+        settle(entry, execution.statement, self._redo)
+        remember(execution, self._info)
+        return self.outcome
 
     def abandon(self) -> None:
         if self._mount is not None:

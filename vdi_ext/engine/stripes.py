@@ -21,6 +21,7 @@ from ..mtf import (
     FamilyInfo,
     FamilyReader,
     FamilyWriter,
+    LogPart,
     MediaSet,
     fill_pages,
     sector_xors,
@@ -61,6 +62,18 @@ class Run:
         return 0 if self.fill else self.size
 
 
+class NoPages:
+    """The snapshot of a log backup."""
+
+    pages = 0
+
+    def fill(self, pages: Pages, first: int) -> None:
+        """There are none."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 class BackupStripes:
     """Deals the extents of a snapshot to the families of a media set.
 
@@ -75,6 +88,8 @@ class BackupStripes:
         Most bytes of one `Metadata`; a multiple of the block size.
     now : callable
         The time, for the end of the backup.
+    extents : list of (int, int), optional
+        First one and number of those that go into the backup, ascending; all where not given.
     """
 
     def __init__(
@@ -85,15 +100,16 @@ class BackupStripes:
         transfer_size: int,
         metadata_size: int = 65536,
         now: Callable[[], datetime] = datetime.now,
+        extents: list[tuple[int, int]] | None = None,
     ) -> None:
         self._snapshot = snapshot
         self._backup = backup
         self._transfer = transfer_size // (EXTENT_PAGES * PAGE_SIZE)
         self._metadata_size = metadata_size
         self._now = now
-        self._extents = snapshot.pages // EXTENT_PAGES
-        self.quota = -(-self._extents // media.families)
-        self._dealt = 0
+        # Runs of extents that were not dealt yet.
+        self._runs = deque(extents if extents is not None else [(0, snapshot.pages // EXTENT_PAGES)])
+        self.quota = -(-sum(count for _, count in self._runs) // media.families)
         self._left = [self.quota] * media.families
         self._writers = [FamilyWriter(media, backup, number + 1, self.quota) for number in range(media.families)]
         self._metadata: list[deque[Metadata]] = [deque() for _ in self._writers]
@@ -107,15 +123,18 @@ class BackupStripes:
             return waiting.popleft()
         if not self._begun[number]:
             self._begun[number] = True
-            return self._cut(number, self._writers[number].begin())
+            beginning = self._writers[number].begin()
+            if beginning:
+                return self._cut(number, beginning)
         if self._left[number]:
-            rest = self._extents - self._dealt
+            first, rest = self._runs[0] if self._runs else (0, 0)
             count = min(self._transfer, self._left[number], rest or self._transfer)
             self._left[number] -= count
             if not rest:
                 return Run(0, count * EXTENT_PAGES, True)
-            first = self._dealt
-            self._dealt += count
+            self._runs[0] = (first + count, rest - count)
+            if rest == count:
+                self._runs.popleft()
             return Run(first * EXTENT_PAGES, count * EXTENT_PAGES, False)
         if not self._ended[number]:
             self._ended[number] = True
@@ -152,7 +171,7 @@ class RestoreStripes:
     on_family : callable
         Called with the number of a device (from 0) and its `FamilyInfo` before any of its pages; raises if it does not
         belong to the others.
-    on_pages : callable
+    on_pages, on_log, on_end, position
         See `FamilyReader`.
     """
 
@@ -162,18 +181,29 @@ class RestoreStripes:
         block_size: int,
         on_family: Callable[[int, FamilyInfo], None],
         on_pages: Callable[[Pages], None],
+        on_log: Callable[[LogPart, Pages], None] | None = None,
+        on_end: Callable[[FamilyInfo], None] | None = None,
+        position: int | None = 1,
     ) -> None:
         self._counted = 0
         self._on_pages = on_pages
         self.current = 0  # the device whose bytes are being taken
         self.readers = [
-            FamilyReader(block_size, lambda info, number=number: on_family(number, info), self._pages)  # type: ignore[misc]
+            FamilyReader(
+                block_size, lambda info, number=number: on_family(number, info), self._pages,  # type: ignore[misc]
+                on_log, on_end, position,
+            )
             for number in range(families)
-        ]
+        ]  # fmt: skip
 
     def _pages(self, pages: Pages) -> None:
         self._on_pages(pages)
         self._counted += pages.nbytes
+
+    def stop(self) -> None:
+        """Want nothing more."""
+        for reader in self.readers:
+            reader.stop()
 
     def wanted(self, number: int) -> int:
         return self.readers[number].wanted

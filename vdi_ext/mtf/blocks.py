@@ -187,6 +187,11 @@ class BackupSet:
         """Pages in all families together, fill pages not counted."""
         return sum(file.pages for file in self.files)
 
+    @property
+    def size(self) -> int:
+        """Bytes of pages and log in all families together."""
+        return self.pages * 8192 + sum(len(part.data) for part in self.log)
+
 
 def encode_date(date: datetime | None) -> bytes:
     """Five bytes: year 14 bits, month 4, day 5, hour 5, minute 6, second 6; zeros for none."""

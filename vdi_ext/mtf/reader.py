@@ -258,6 +258,10 @@ class FamilyReader:
             if not self._data_left:
                 self._advance()
 
+    def stop(self) -> None:
+        """Take nothing more; also from within a callback."""
+        self.finished = True
+
     def end(self) -> None:
         """There is no more. Raises `TruncatedError` if a set has not ended, `NoSetError` if there is none such."""
         if self._between and not self._buffer:

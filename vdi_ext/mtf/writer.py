@@ -107,8 +107,7 @@ class FamilyWriter:
         self._set_start = self._position
         self._block(blocks.start_of_set(backup, self._place_of_set), [], FORMAT_BLOCK)
         self._block(blocks.volume(backup, self._address, self._next_control()), [], FORMAT_BLOCK)
-        estimate = self._payload
-        self._configuration(b"MSCI", configuration(backup, estimate), FORMAT_BLOCK)
+        self._configuration(b"MSCI", configuration(backup, backup.size), FORMAT_BLOCK)
         if not self.extents:
             return b""
         body = (0).to_bytes(4, "little") + (0x10000).to_bytes(4, "little")
@@ -160,7 +159,7 @@ class FamilyWriter:
             for part in self.backup.log or (LogPart(1, 0, 0, log.size, 8192, 0x40),):
                 self._log(log.file_id, part)
         # The filemark behind it begins on a physical block.
-        self._configuration(b"MSLS", configuration(self.backup, self._payload, finished), self._unit)
+        self._configuration(b"MSLS", configuration(self.backup, self.backup.size, finished), self._unit)
         self._filemark()
         first = self._position
         table = blocks.set_map(self.media, self.backup, self._place_of_set, first - self._set_start)
@@ -172,11 +171,6 @@ class FamilyWriter:
     def _medium(self) -> None:
         self._pending += label(self.media, self.family, self.backup.started)
         self._filemark()
-
-    @property
-    def _payload(self) -> int:
-        """Bytes of pages and log, all families together."""
-        return self.backup.pages * PAGE_SIZE + sum(len(part.data) for part in self.backup.log)
 
     def continuation(self, place: int, address: int) -> bytes:
         """The blocks of this set that are repeated on the next volume, before the stream goes on there.

@@ -1,0 +1,133 @@
+"""The database that RESTORE DATABASE makes of a full backup: which it is, where its files go, what it replaces."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from ..mtf import PAGE_SIZE, FamilyInfo, MtfError
+from .catalog import Entry, entry_of
+from .database import DatabaseError, PagedDatabase, Target
+from .failures import Failure
+from .messages import message
+from .sqlite import Sqlite
+from .synthetic import RECOVERY_MODELS, Synthetic, SyntheticTarget
+
+if TYPE_CHECKING:
+    from .execution import Execution
+
+
+class Creation:
+    """What a full backup becomes.
+
+    Parameters
+    ----------
+    execution : Execution
+    entry : Entry or None
+        The database that has the name already.
+    info : FamilyInfo
+        Of the first family.
+
+    Raises
+    ------
+    DatabaseError, Failure, MtfError
+    """
+
+    def __init__(self, execution: Execution, entry: Entry | None, info: FamilyInfo) -> None:
+        assert info.configuration is not None
+        self._execution = execution
+        self._entry = entry
+        self._info = info
+        self._found = info.configuration
+        self._moves = self._checked_moves()
+        self._replace = execution.statement.replace or (entry is not None and entry.redo is not None)
+        if entry is not None and not execution.statement.replace:
+            self._refuse_overwriting(entry)
+        self._database = self._made()
+
+    def target(self) -> Target:
+        """Where the pages go."""
+        size = next((file.size for file in self._found.files if file.group_id), 0)
+        if size != self._info.pages * PAGE_SIZE:
+            raise MtfError(f"a full backup of {self._info.pages} pages of a file of {size} bytes")
+        return self._database.target(self._execution.name, self._info.pages, replace=self._replace)
+
+    def finish(self, target: Target | None) -> Entry:
+        """All pages came: enter the database, with nothing said yet about its state."""
+        catalog, found, old = self._execution.engine.catalog, self._found, self._entry
+        number = old.id if old is not None else catalog.next_id()
+        entry = entry_of(number, self._execution.name, self._database, datetime.now())
+        if old is not None:
+            entry.lock = old.lock  # who waits for it waits for its successor
+        entry.family_guid = found.family_guid
+        model = found.extra.get("recovery_model")
+        entry.recovery_model = model if isinstance(model, str) and model in RECOVERY_MODELS else "SIMPLE"
+        if isinstance(target, SyntheticTarget):
+            entry.versions = target.versions
+            entry.paths = self._moves
+        catalog.add(entry)
+        return entry
+
+    # ---- checks
+
+    def _refuse_overwriting(self, entry: Entry) -> None:
+        """What WITH REPLACE leaves out."""
+        synthetic = isinstance(entry.database, Synthetic)
+        if synthetic and entry.family_guid != self._found.family_guid:
+            raise DatabaseError(3154, entry.name)
+        stop = self._execution.statement.stop_at
+        if entry.redo is None and entry.chain is not None and entry.recovery_model != "SIMPLE" and stop is None:
+            raise DatabaseError(3159, entry.name)
+
+    def _checked_moves(self) -> dict[str, str]:
+        names = {file.name.casefold(): file.name for file in self._found.files}
+        moves: dict[str, str] = {}
+        for name, path in self._execution.statement.moves:
+            known = names.get(name.casefold())
+            if known is None:
+                raise DatabaseError(3234, name, self._found.database)
+            if known in moves:
+                raise DatabaseError(4353, name)
+            moves[known] = path
+        return moves
+
+    def _made(self) -> PagedDatabase:
+        """The database that the backup is of, where it is to be."""
+        extra = self._found.extra
+        if extra.get("kind") == "synthetic":
+            return self._synthetic()
+        if extra.get("kind") == "sqlite":
+            return self._sqlite()
+        raise MtfError("the backup is not one of the stand-in")
+
+    def _synthetic(self) -> Synthetic:
+        size, seed = self._found.extra.get("size"), self._found.extra.get("seed")
+        if type(size) is not int or type(seed) is not int:
+            raise MtfError("the backup does not say which synthetic database it is of")
+        try:
+            return Synthetic(size, seed, str(self._found.extra.get("recovery_model")))
+        except ValueError as error:
+            raise MtfError(str(error)) from error
+
+    def _sqlite(self) -> Sqlite:
+        data = next((file for file in self._found.files if file.group_id), None)
+        if data is None:
+            raise MtfError("the backup names no data file")
+        old = self._entry.database if self._entry is not None else None
+        if isinstance(old, Sqlite) and data.name not in self._moves:
+            return old  # the file that the server was told of
+        path = os.path.abspath(self._moves.get(data.name, data.path))
+        if not os.path.isdir(os.path.dirname(path)):
+            raise self._not_there(path, message(5133, path, "2(The system cannot find the path specified.)"), data.name)
+        for other in self._execution.engine.catalog:
+            if other is not self._entry and isinstance(other.database, Sqlite):
+                if os.path.abspath(other.database.path) == path:
+                    raise self._not_there(path, message(1834, path, other.name), data.name)
+        if os.path.exists(path) and os.path.getsize(path) and not self._execution.statement.replace:
+            raise DatabaseError(3142, data.name, path)
+        return Sqlite(path)
+
+    def _not_there(self, path: str, why: object, name: str) -> Failure:
+        """A file that cannot lie where it should; the messages that say so, in their order."""
+        return Failure(None, why, message(3156, name, path), message(3119))  # type: ignore[arg-type]
