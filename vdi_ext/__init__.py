@@ -25,7 +25,7 @@ from .errors import (
     VDTimeoutError,
     VDUnexpectedError,
 )
-from .jobs import backup, recover, restore
+from .jobs import backup, backup_snapshot, recover, restore, restore_snapshot
 
 __all__ = [
     "BufferHandle",
@@ -57,6 +57,8 @@ __all__ = [
     "VirtualDeviceSet",
     "Whence",
     "backup",
+    "backup_snapshot",
     "recover",
     "restore",
+    "restore_snapshot",
 ]

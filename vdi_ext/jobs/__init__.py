@@ -4,16 +4,21 @@ from ..storage import SetInUseError, StorageError, VerificationError
 from .backing_up import backup
 from .common import ArgumentError, Result, tool_version
 from .events import PHASES, Progress, ProgressEvent
+from .external import CommandFailedError
+from .lineup import FreezeTimeoutError
 from .passwords import password_from
 from .preview import backup_text, restore_text
 from .recovery import Unfinished, recover
 from .restoring import restore
 from .server_address import login_of
+from .snapshotting import backup_snapshot, restore_snapshot
 from .statements import SQLError, StatementLostError
 
 __all__ = [
     "PHASES",
     "ArgumentError",
+    "CommandFailedError",
+    "FreezeTimeoutError",
     "Progress",
     "ProgressEvent",
     "Result",
@@ -24,11 +29,13 @@ __all__ = [
     "Unfinished",
     "VerificationError",
     "backup",
+    "backup_snapshot",
     "backup_text",
     "login_of",
     "password_from",
     "recover",
     "restore",
+    "restore_snapshot",
     "restore_text",
     "tool_version",
 ]

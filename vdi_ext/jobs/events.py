@@ -15,6 +15,8 @@ PHASES = (
     "configuring",  # the statement was submitted; waiting for the server's configuration
     "opening",  # a device is opened
     "transferring",  # bytes move; repeated while they do
+    "frozen",  # of a snapshot: every database is frozen, the freeze command runs; the message is their number
+    "mounting",  # of a snapshot: every server waits for its files, the mount command runs
     "flushing",  # a device has been told to make its stripe durable
     "prepared",  # every stripe is durable; the statement's outcome is awaited
     "closing",  # all devices ended; the device set is closed

@@ -105,6 +105,20 @@ def expected_size(session: Session, database: str) -> int | None:
     return min(sizes) if sizes else None
 
 
+def database_files(session: Session, database: str) -> list[str]:
+    """Paths of the files of a database, as its server names them; none where it does not know the database.
+
+    Raises
+    ------
+    SQLError
+    """
+    rows = session.rows(
+        f"SELECT physical_name FROM sys.master_files WHERE database_id = DB_ID({quoted_text(database)}) "
+        "ORDER BY file_id"
+    )
+    return [str(path) for path, in rows]
+
+
 def backup_row(session: Session, set_guid: str) -> BackupRow | None:
     """What msdb says of a backup; None: it does not list it, so that backup has not succeeded.
 

@@ -40,6 +40,8 @@ class Job:
         Ask the server for a Complete command after the last Flush.
     instance, group : str, optional
         As for `VirtualDeviceSet.create`.
+    features : Feature
+        What else to ask for.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Job:
         request_complete: bool = True,
         instance: str | None = None,
         group: str | None = None,
+        features: Feature = Feature.LIKE_PIPE,
     ) -> None:
         self.reporter = reporter
         self.devices = devices
@@ -60,7 +63,7 @@ class Job:
         self.config: DeviceSetConfig | None = None
         self._serve = serve
         self._where = {"provider": provider, "instance": instance, "group": group}
-        self._features = Feature.REQUEST_COMPLETE if request_complete else Feature.LIKE_PIPE
+        self._features = features | (Feature.REQUEST_COMPLETE if request_complete else Feature.LIKE_PIPE)
         self._wake = threading.Event()
         self._failures: list[BaseException] = []
         self._threads: list[threading.Thread] = []
@@ -80,6 +83,11 @@ class Job:
         except BaseException as error:
             self._failures.append(error)
             self._wake.set()
+
+    def stop(self, error: BaseException) -> None:
+        """End it from another thread: `run` raises the error, if it has not ended before."""
+        self._failures.append(error)
+        self._wake.set()
 
     def run(self, submit: Callable[[list[str]], Statement], configured: Callable[[DeviceSetConfig], None]) -> None:
         """Run to the end.

@@ -99,6 +99,8 @@ def restore(
     """
     begun = time.monotonic()
     stored = StoredSet(os.fspath(source))
+    if stored.manifest.snapshot is not None:
+        raise ArgumentError(f"{stored.path} is a snapshot: its files are elsewhere, and it takes a mount command")
     count = len(stored.manifest.stripes)
     if devices is not None and devices != count:
         raise ArgumentError(f"{stored.path} has {count} stripes: it is restored over {count} devices, not {devices}")

@@ -74,7 +74,13 @@ class Stripe:
 
 @dataclass
 class Manifest:
-    """The description of one set, stored beside its stripes as JSON."""
+    """The description of one set, stored beside its stripes as JSON.
+
+    Attributes
+    ----------
+    snapshot : list of dict or None
+        Of a snapshot: for each stripe the ``"database"``, its ``"source"`` and the ``"files"`` that were frozen.
+    """
 
     state: str
     stripes: list[Stripe]
@@ -88,6 +94,7 @@ class Manifest:
     configuration: dict = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
     reason: str | None = None
+    snapshot: list[dict] | None = None
 
     @property
     def size(self) -> int:
@@ -116,8 +123,9 @@ class Manifest:
             raise ValueError("written by another version of this program")
         kinds: dict[str, type | tuple[type, ...]] = {
             "stripes": list, "configuration": dict, "messages": list,
-            "finished": (str, type(None)), "reason": (str, type(None)),
+            "finished": (str, type(None)), "reason": (str, type(None)), "snapshot": (list, type(None)),
         }  # fmt: skip
+        document.setdefault("snapshot", None)  # written before there were any
         names = {f.name for f in fields(cls)}
         if set(document) != names:
             raise ValueError(f"fields missing or unknown: {', '.join(sorted(names ^ set(document)))}")
@@ -129,6 +137,8 @@ class Manifest:
         stripes = [_checked_stripe(number, entry) for number, entry in enumerate(document.pop("stripes"), 1)]
         if not 1 <= len(stripes) <= 64:
             raise ValueError(f"{len(stripes)} stripes, where 1 to 64 are possible")
+        if document["snapshot"] is not None and not _is_snapshot(document["snapshot"], len(stripes)):
+            raise ValueError("the snapshot is described wrongly")
         if document["state"] in ("prepared", "confirmed") and not all(stripe.complete for stripe in stripes):
             raise ValueError("complete although a stripe is not")
         return cls(stripes=stripes, **document)
@@ -151,3 +161,15 @@ def _checked_stripe(number: int, entry: object) -> Stripe:
     ):
         raise ValueError(f"stripe {number} is described wrongly")
     return stripe
+
+
+def _is_snapshot(entries: list, stripes: int) -> bool:
+    return len(entries) == stripes and all(
+        isinstance(entry, dict)
+        and set(entry) == {"database", "source", "files"}
+        and isinstance(entry["database"], str)
+        and isinstance(entry["source"], str)
+        and isinstance(entry["files"], list)
+        and all(isinstance(file, str) and file and "\n" not in file for file in entry["files"])
+        for entry in entries
+    )
