@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -137,7 +138,7 @@ def test_the_environment_tells_names_and_files(tmp_path: Path, live: list[Path],
     new = [tmp_path / "new" / path.name for path in live]
     restore_snapshot(
         tmp_path / "set", [*addresses(new[:2]), "synthetic:1MiB"],
-        mount_command=["sh", "-c", f"{PLACE}; {' '.join(map(repr, tell[:3]))} \"$0\"", tell[3]],
+        mount_command=["sh", "-c", PLACE + shlex.join(tell)],
     )  # fmt: skip
     told = json.loads(out.read_text())
     assert told["VDI_EXT_ACTION"] == "mount" and told["VDI_EXT_SET"] == str(tmp_path / "set")
@@ -339,6 +340,48 @@ def test_impossible_orders(tmp_path: Path, sources: list[str], options: dict, wo
     with pytest.raises(ArgumentError, match=words):
         backup_snapshot(sources, tmp_path / "set", freeze_command="true", **options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_line_there_and_back(tmp_path: Path, live: list[Path], copies: Path) -> None:
+    process = run_cli("backup", *addresses(live), tmp_path / "set", "--snapshot", "--freeze-command", COPY)
+    said, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert said.startswith("took a snapshot of sqlite:") and "frozen" in errors.splitlines()
+    (tmp_path / "new").mkdir()
+    new = [tmp_path / "new" / path.name for path in live]
+    process = run_cli("restore", tmp_path / "set", *addresses(new), "--mount-command", PLACE, "--json")
+    said, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert json.loads(said.splitlines()[-1])["devices"] == 3
+    assert [check_copy(path) for path in new] == [check_copy(path) for path in live]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["backup", "--snapshot", "synthetic:1MiB", "set"], "takes --freeze-command"),
+        (["backup", "--snapshot", "--freeze-command", "true", "--devices", "2", "synthetic:1MiB", "set"],
+         "--devices has no meaning for a snapshot"),
+        (["backup", "synthetic:1MiB", "synthetic:2MiB", "set"], "one SOURCE is wanted"),
+        (["restore", "set", "synthetic:1MiB", "synthetic:2MiB"], "one TARGET is wanted"),
+        (["backup", "--freeze-command", "true", "synthetic:1MiB", "set"], "--freeze-command is for --snapshot"),
+    ],
+)  # fmt: skip
+def test_wrong_usage_of_the_command_line(tmp_path: Path, words: list[str], said: str) -> None:
+    process = run_cli(*words, cwd=tmp_path)
+    _, errors = process.communicate()
+    assert process.returncode == 2 and said in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failing_command_ends_the_program_with_its_output(tmp_path: Path, live: list[Path]) -> None:
+    process = run_cli(
+        "backup", "--snapshot", "--freeze-command", "echo no such volume; exit 9", *addresses(live), tmp_path / "set",
+    )  # fmt: skip
+    _, errors = process.communicate()
+    assert process.returncode == 5
+    assert "vdi-ext: the freeze command failed with exit status 9: no such volume" in errors
+    nothing_frozen(tmp_path, live)
 
 
 # ---- restore

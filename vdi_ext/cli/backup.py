@@ -4,19 +4,20 @@ import argparse
 from typing import Any
 
 from .. import jobs
-from . import output
+from . import output, snapshot
 from .events import add_event_options, consumers
 from .options import add_password_options, add_statement_options, new_command, password, statement_options
 
 
 def add(commands: Any) -> None:
     backup = new_command(commands, "backup", _backup, "back up a database to a new set of stripes in a directory")
-    backup.add_argument("source", metavar="SOURCE", help="address of the database")
+    backup.add_argument("source", metavar="SOURCE", nargs="+", help="address of the database; of each, for a snapshot")
     backup.add_argument("target", metavar="TARGET", help="DIRECTORY/NAME of the set; NAME must not exist")
     backup.add_argument("--devices", type=int, default=None, metavar="N", help="virtual devices = stripes, 1 to 64")
     add_backup_options(backup)
     add_statement_options(backup)
     add_password_options(backup)
+    snapshot.add_backup_options(backup)
     add_event_options(backup)
 
 
@@ -55,6 +56,9 @@ def backup_options(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _backup(options: argparse.Namespace) -> int:
+    if options.snapshot:
+        return snapshot.backup(options)
+    options.source = snapshot.one(options, "source")
     if options.print_sql:
         return output.statement(options, jobs.backup_text(options.source, **backup_options(options)))
     secret = password(options, options.source)

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from .. import jobs
-from . import output
+from . import output, snapshot
 from .events import add_event_options, consumers
 from .options import add_password_options, add_statement_options, new_command, password, statement_options
 
@@ -14,11 +14,12 @@ def add(commands: Any) -> None:
         commands, "restore", _restore, "restore a database from a set of stripes, checking every byte"
     )
     restore.add_argument("source", metavar="SOURCE", help="directory of the set")
-    restore.add_argument("target", metavar="TARGET", help="address of the database")
+    restore.add_argument("target", metavar="TARGET", nargs="+", help="address of the database; of each, of a snapshot")
     restore.add_argument("--verify-first", action="store_true", help="read and check everything before anything else")
     add_restore_options(restore)
     add_statement_options(restore)
     add_password_options(restore)
+    snapshot.add_restore_options(restore)
     add_event_options(restore)
 
 
@@ -45,6 +46,9 @@ def restore_options(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _restore(options: argparse.Namespace) -> int:
+    if options.mount_command:
+        return snapshot.restore(options)
+    options.target = snapshot.one(options, "target")
     if options.print_sql:
         return output.statement(
             options, jobs.restore_text(options.source, options.target, **restore_options(options))

@@ -91,9 +91,8 @@ def run_command(
     with tempfile.TemporaryFile() as output:
 
         def said() -> str:
-            size = output.seek(0, os.SEEK_END)
-            output.seek(max(0, size - _SHOWN))
-            return output.read(_SHOWN).decode(errors="replace").strip()
+            size = os.fstat(output.fileno()).st_size  # its own place in the file is the command's, too
+            return os.pread(output.fileno(), _SHOWN, max(0, size - _SHOWN)).decode(errors="replace").strip()
 
         try:
             process = subprocess.Popen(

@@ -382,7 +382,9 @@ def restore_snapshot(
         ]
         # A server that does not know the database puts its files where they were.
         originals = [entry["files"] for entry in taken]
-        files = [_files(place) or (was if place.is_server else ()) for place, was in zip(places, originals, strict=True)]
+        files = [
+            _files(place) or (was if place.is_server else ()) for place, was in zip(places, originals, strict=True)
+        ]
         lineup = Lineup([place.database for place in places], (_MOUNTING,))
 
         def part(number: int, place: Place) -> Part:
