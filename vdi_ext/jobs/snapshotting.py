@@ -5,6 +5,7 @@ holds the descriptions of all databases that were frozen together, one stripe fo
 """
 
 import contextlib
+import itertools
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -167,7 +168,7 @@ def _several(
         raise ArgumentError(f"a snapshot takes 1 to {_MOST} databases, not {len(listed)}")
     if names is not None and (isinstance(names, str) or len(names) != len(listed)):
         raise ArgumentError(f"{len(listed)} databases need as many names")
-    return list(zip(listed, names or [None] * len(listed), strict=True))
+    return list(zip(listed, names or itertools.repeat(None), strict=names is not None))
 
 
 def _files(place: Place) -> tuple[str, ...]:
