@@ -147,7 +147,7 @@ def test_a_disk_like_device_gets_positions() -> None:
             command.complete()
 
     with client(1, handler, Feature.LIKE_DISK) as one:
-        Engine({"db": Synthetic(3_000_000)}).execute(f"BACKUP DATABASE db TO {one.clauses}")
+        Engine({"db": Synthetic(3_000_000)}).execute(f"BACKUP DATABASE db TO {one.clauses} WITH FORMAT")
     expected = 0
     for position, size in places:
         assert position == expected
@@ -388,9 +388,9 @@ def test_another_number_of_devices_than_the_set_has() -> None:
     assert isinstance(one.errors[0], VDAbortError)
 
 
-def test_a_device_like_a_tape_is_refused() -> None:
+def test_a_mixture_of_devices_is_refused() -> None:
     engine = Engine({"db": Synthetic(65536)})
-    with client(1, Recorder(1), Feature.LIKE_TAPE) as one, pytest.raises(SqlError) as info:
+    with client(1, Recorder(1), Feature.FILE_MARKS | Feature.REWIND) as one, pytest.raises(SqlError) as info:
         engine.execute(f"BACKUP DATABASE db TO {one.clauses}")
     assert info.value.number == 3261
 

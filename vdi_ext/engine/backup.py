@@ -77,7 +77,7 @@ def _send_files(execution: Execution, database: Replay) -> Outcome:
     with contextlib.closing(database.source(statement.devices, devices.block_size)) as source:
         total = sum(source.sizes)
         execution.expect(total)
-        devices.write(lambda: ReplayStreams(source, devices.transfer_size))
+        devices.write(lambda: ReplayStreams(source, devices.transfer_size), raw=True)
     return Outcome(-(-total // PAGE_SIZE), (), (NO_LSN, NO_LSN))
 
 
@@ -104,6 +104,7 @@ class Backup:
         self._copy_only = statement.copy_only or statement.no_truncate
         self._tail = statement.norecovery or statement.standby is not None
         self._range = _Range(1, 1)
+        self._number = 1  # of the set on its media
         number = uuid.uuid4()
         self.media = MediaSet(
             number.bytes_le, len(statement.devices), execution.devices.block_size, number.time_low,
@@ -162,7 +163,7 @@ class Backup:
             lsn_of(first), lsn_of(last), kind, lsn_of(checkpoint), base_lsn, base_guid,
             base_lsn if kind == "I" else NO_LSN, base_guid if kind == "I" else bytes(16),
             entry.family_guid, entry.binding_guid, statement.name or "", statement.description or "",
-            log=encode(records, last) if kind == "L" else (), extra=extra,
+            self._number, encode(records, last) if kind == "L" else (), extra,
         )  # fmt: skip
 
     @property
@@ -234,6 +235,8 @@ class _PagesBackup(Backup):
 
             def streams() -> BackupStripes:
                 # Once the client waits for nothing else: copying may take long.
+                mounted = execution.devices.mounted
+                self.media, self._number = mounted.media, mounted.number
                 source, extents = self._source()
                 stack.enter_context(contextlib.closing(source))
                 pages = source.pages if extents is None else sum(count for _, count in extents) * EXTENT_PAGES
@@ -241,7 +244,9 @@ class _PagesBackup(Backup):
                 made.append(backup)
                 execution.expect(backup.pages * PAGE_SIZE)
                 transfer = execution.devices.transfer_size
-                return BackupStripes(source, self.media, backup, transfer, SMALL_BUFFER, extents=extents)
+                return BackupStripes(
+                    source, self.media, backup, transfer, SMALL_BUFFER, extents=extents, mounted=mounted
+                )
 
             execution.devices.write(streams)
         return self.succeed(made[-1])

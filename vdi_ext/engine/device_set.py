@@ -14,7 +14,10 @@ from ..server import ServerDevice, ServerDeviceSet
 from .database import DatabaseError, PageDamage
 from .failures import Explainer, Failure
 from .messages import message
+from .mounting import Mounted, mount
+from .positioning import MediumRefused
 from .replay import ReplayDifference
+from .steps import Kind, kind_of
 from .transfer import SMALL_BUFFER, Consumer, Producer, Transfer, TransferError
 from .tsql import Statement
 from .watching import watched
@@ -27,11 +30,6 @@ DEFAULT_TRANSFER_SIZE = 1 << 20
 DEFAULT_BUFFERS = 4  # at least; two for each of many devices
 ALIGNMENT = 4096  # bytes; what O_DIRECT wants
 
-# Pipe-like and disk-like devices; what the other bits offer is never asked for.
-_SUPPORTED = (
-    Feature.REMOVABLE | Feature.RANDOM_ACCESS | Feature.DISCARD | Feature.SNAPSHOT_PREPARE | Feature.REQUEST_COMPLETE
-    | Feature.LATCH_STATS
-)  # fmt: skip
 _FILE_NOT_FOUND = 0x80070002  # what SQL Server prints where the interface says VD_E_INVALID (section 12.4)
 
 
@@ -50,7 +48,11 @@ class DeviceRun:
     ----------
     prepares_to_freeze : bool
         The client wants to be asked before a snapshot's freeze.
+    mounted : Mounted
+        The media of a backup, once `write` calls for its streams.
     """
+
+    mounted: Mounted
 
     def __init__(
         self, engine: Engine, statement: Statement, explainer: Explainer, progress: Callable[[int], None]
@@ -63,7 +65,8 @@ class DeviceRun:
         self._set: ServerDeviceSet | None = None
         self._buffers = 0
         self._complete = False
-        self._random_access = False
+        self._kind = Kind("pipe")
+        self._soft_filemarks = 0
         self.prepares_to_freeze = False
 
     @property
@@ -90,13 +93,15 @@ class DeviceRun:
         assert self._set is not None
         self._set.get_configuration()
 
-    def write(self, streams: Callable[[], Producer]) -> None:
-        """Send streams, then Flush, and Complete where granted.
+    def write(self, streams: Callable[[], Producer], *, raw: bool = False) -> None:
+        """Validate and position the media, send streams, then Flush, and Complete where granted.
 
         Parameters
         ----------
         streams : callable
             Called once the client waits for nothing else: making the snapshot may take long.
+        raw : bool
+            The streams are whole media, which replace what is there.
 
         Raises
         ------
@@ -104,14 +109,33 @@ class DeviceRun:
         """
 
         def move(transfer: Transfer) -> None:
+            if raw:
+                transfer.rewind()
+            else:
+                self.mounted = mount(
+                    transfer, self._statement, self._kind, self.block_size, self._soft_filemarks
+                )
             last = (CommandCode.FLUSH, CommandCode.COMPLETE) if self._complete else (CommandCode.FLUSH,)
-            transfer.write(streams(), last)
+            # The last Flush is the last command where there is no Complete (section 7.4).
+            transfer.write(streams(), (CommandCode.REWIND, *last) if self._rewinds else last)
 
         self.move(move, writing=True)
 
     def read(self, consumer: Consumer) -> None:
-        """Read until the consumer has what it wants. Raises `Failure`."""
-        self.move(lambda transfer: transfer.read(consumer), consumer, writing=False)
+        """Position the media, read until the consumer has what it wants. Raises `Failure`."""
+
+        def move(transfer: Transfer) -> None:
+            transfer.position(consumer, self._statement.file or 1)
+            transfer.read(consumer)
+            if self._rewinds:
+                transfer.rewind()
+
+        self.move(move, consumer, writing=False)
+
+    @property
+    def _rewinds(self) -> bool:
+        """REWIND, which is the default, and has a meaning for tapes only."""
+        return self._kind.keeps_marks and self._statement.rewind is not False
 
     def move(self, act: Callable[[Transfer], None], consumer: Consumer | None = None, *, writing: bool) -> None:
         """Move data in several steps.
@@ -164,10 +188,10 @@ class DeviceRun:
             for name in self._statement.devices:
                 devices.append(device_set.open_device(name))
             try:
-                self._move(device_set, devices, act)
+                self._move(device_set, devices, act, writing)
             except (TransferError, MtfError, PageDamage, ReplayDifference, DatabaseError) as error:
                 failure = explain(error, devices, consumer)
-                if writing and not isinstance(error, TransferError):
+                if writing and not isinstance(error, TransferError | MediumRefused):
                     raise failure from None  # our own failure, with commands in flight
                 # Nothing is in flight: the client sees its devices closed, and learns the rest from the statement.
             for device in devices:
@@ -193,12 +217,14 @@ class DeviceRun:
     def _configure(self, device_set: ServerDeviceSet, writing: bool) -> None:
         """Decide from the statement and what the client asked for (sections 4.2 and 4.3)."""
         statement, asked = self._statement, device_set.get_configuration()
-        if asked.device_count != len(statement.devices) or asked.features & ~_SUPPORTED:
+        kind = kind_of(asked)
+        if kind is None or asked.device_count != len(statement.devices):
             raise Failure(None, message(3261))
+        self._kind = kind
+        self._soft_filemarks = asked.soft_file_mark_block_size
         self.prepares_to_freeze = bool(asked.features & Feature.SNAPSHOT_PREPARE)
         # Behind the Snapshot command comes the end of the device (section 11.2).
         self._complete = writing and not statement.snapshot and bool(asked.features & Feature.REQUEST_COMPLETE)
-        self._random_access = bool(asked.features & Feature.RANDOM_ACCESS)
         features = asked.features | (Feature.WRITE_MEDIA if writing else Feature.READ_MEDIA)
         if self._complete:
             features |= Feature.COMPLETE_ENABLED
@@ -210,19 +236,25 @@ class DeviceRun:
         device_set.end_configuration()
 
     def _move(
-        self, device_set: ServerDeviceSet, devices: list[ServerDevice], act: Callable[[Transfer], None]
+        self, device_set: ServerDeviceSet, devices: list[ServerDevice], act: Callable[[Transfer], None], writing: bool
     ) -> None:
         transfer = Transfer(
             device_set,
             devices,
+            kind=self._kind,
             buffers=self._buffers,
             transfer_size=self.transfer_size,
             block_size=self.block_size,
-            random_access=self._random_access,
             progress=self._progress,
+            may_overwrite=bool(self._statement.format or self._statement.init),
         )
         try:
             act(transfer)
+        except (TransferError, MediumRefused):
+            if writing:
+                with contextlib.suppress(TransferError, VDError):  # what failed before that is the news
+                    transfer.discard()
+            raise
         finally:
             transfer.release()
 

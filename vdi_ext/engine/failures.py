@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from ..constants import CompletionCode
 from ..errors import VDAbortError, VDError, VDMemoryError
-from ..mtf import BlockSizeError, MtfError, NoSetError, NotMtfError, TruncatedError
+from ..mtf import BlockSizeError, ContinuationError, MtfError, NoSetError, NotMtfError, TruncatedError
 from ..server import ServerDevice
 from .database import DATA_FILE, DatabaseError, PageDamage
 from .messages import Message, message, os_error
+from .steps import TransferError
 from .stripes import RestoreStripes
-from .transfer import Consumer, TransferError
+from .transfer import Consumer
 
 if TYPE_CHECKING:
     from .server import Engine
@@ -85,7 +86,8 @@ class Explainer:
         self.cancelled = False
 
     def log_io(self, what: str, device: str, code: int) -> None:
-        self._engine.to_log(message(18210, *_ROUTINES[what], device, os_error(code)))
+        routine = _ROUTINES.get(what, (f"BackupVirtualDeviceFile::{what}", what))
+        self._engine.to_log(message(18210, *routine, device, os_error(code)))
 
     def open(self, error: VDError, code: int, state: int) -> Failure:
         """A device that cannot be opened."""
@@ -127,7 +129,7 @@ class Explainer:
         self.log_io(error.what, error.device, error.code)
         if error.what == "write" and error.code == CompletionCode.SUCCESS:
             return Failure(bare(error), message(3222, error.device, error.done, error.size))
-        number = 3203 if error.what in ("read", "ClearError", "MountSnapshot") else 3202
+        number = 3203 if error.what == "read" or not self._writing else 3202
         return Failure(bare(error), message(number, error.device, os_error(error.code)))
 
     def _abort(self, error: VDAbortError, devices: list[ServerDevice]) -> Failure:
@@ -147,6 +149,8 @@ class Explainer:
         reader = stripes.readers[stripes.current]
         if isinstance(error, BlockSizeError):
             problem = message(3284, device, error.found)
+        elif isinstance(error, ContinuationError):
+            problem = message(3249, device)
         elif isinstance(error, NoSetError):
             problem = message(4038, error.number, device)
         elif isinstance(error, NotMtfError):

@@ -130,7 +130,7 @@ def _read(
         if on_start(info):
             stripes.stop()
 
-    stripes = RestoreStripes(1, devices.block_size, start, lambda pages: None, None, on_end, position)
+    stripes = RestoreStripes(1, devices.block_size, start, lambda pages: None, None, on_end, position, skims=True)
     devices.read(stripes)
 
 

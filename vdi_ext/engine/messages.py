@@ -119,6 +119,11 @@ _TEXTS = {
            "names."),
     3241: (16, "The media family on device '{}' is incorrectly formed. SQL Server cannot process this media family."),
     3242: (16, "The file on device '{}' is not a valid Microsoft Tape Format backup set."),
+    3246: (16, "The media family on device '{}' is marked as nonappendable. Reissue the statement using the INIT "
+               "option to overwrite the media."),
+    3247: (16, "The volume on device '{}' has the wrong media sequence number ({}). Remove it and insert volume {}."),
+    3249: (16, "The volume on device '{}' is a continuation volume for the backup set. Remove it and insert the volume "
+               "holding the start of the backup set."),
     3250: (16, "The value '{}' is not within range for the {} parameter."),
     3253: (16, "The block size parameter must supply a value that is a power of 2."),
     3254: (16, "The volume on device '{}' is empty."),
@@ -130,6 +135,15 @@ _TEXTS = {
                "that the backup devices are loaded with the correct media."),
     3261: (16, "SQL Server cannot use the virtual device configuration."),
     3262: (10, "The backup set on file {} is valid."),
+    3263: (16, "Cannot use the volume on device '{}' as a continuation volume. It is sequence number {} of family {} "
+               "for the current media set. Insert a new volume, or sequence number {} of family {} for the current "
+               "set."),
+    3266: (16, 'The backup data at the end of "{}" is incorrectly formatted. Backup sets on the media might be damaged '
+               "and unusable. To determine the backup sets on the media, use RESTORE HEADERONLY. To determine the "
+               "usability of the backup sets, run RESTORE VERIFYONLY. If all of the backup sets are incomplete, "
+               "reformat the media using BACKUP WITH FORMAT, which destroys all the backup sets."),
+    3268: (16, "Cannot use the backup file '{}' because it was originally formatted with sector size {} and is now on "
+               "a device with sector size {}."),
     3271: (16, 'A nonrecoverable I/O error occurred on file "{}:" {}.'),
     3272: (16, "The '{}' device has a hardware sector size of {}, but the block size parameter specifies an "
                "incompatible override value of {}. Reissue the statement using a compatible block size."),

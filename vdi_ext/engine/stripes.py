@@ -7,9 +7,10 @@ even out the end. So says every real stripe set, and so each stream can announce
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +28,14 @@ from ..mtf import (
     sector_xors,
 )
 from ..mtf.pages import Pages
+from ..mtf.writer import label
 from .database import Snapshot
+from .lane import Consumer, Filemark
+from .positioning import Place
 from .replay import ReplaySource, ReplayTarget
+
+if TYPE_CHECKING:
+    from .mounting import Mounted
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -90,6 +97,8 @@ class BackupStripes:
         The time, for the end of the backup.
     extents : list of (int, int), optional
         First one and number of those that go into the backup, ascending; all where not given.
+    mounted : Mounted, optional
+        Where on its medium the set of each device goes; new media where not given.
     """
 
     def __init__(
@@ -101,7 +110,9 @@ class BackupStripes:
         metadata_size: int = 65536,
         now: Callable[[], datetime] = datetime.now,
         extents: list[tuple[int, int]] | None = None,
+        mounted: Mounted | None = None,
     ) -> None:
+        self.media = media
         self._snapshot = snapshot
         self._backup = backup
         self._transfer = transfer_size // (EXTENT_PAGES * PAGE_SIZE)
@@ -111,12 +122,29 @@ class BackupStripes:
         self._runs = deque(extents if extents is not None else [(0, snapshot.pages // EXTENT_PAGES)])
         self.quota = -(-sum(count for _, count in self._runs) // media.families)
         self._left = [self.quota] * media.families
-        self._writers = [FamilyWriter(media, backup, number + 1, self.quota) for number in range(media.families)]
-        self._metadata: list[deque[Metadata]] = [deque() for _ in self._writers]
+        self._writers = []
+        for number in range(media.families):
+            place = mounted.places[number] if mounted is not None else Place()
+            family = mounted.families[number] if mounted is not None else number + 1
+            self._writers.append(
+                FamilyWriter(media, backup, family, self.quota, place.start, place.marks, place.address)
+            )
+        self._metadata: list[deque[Metadata | Filemark]] = [deque() for _ in self._writers]
         self._begun = [False] * media.families
         self._ended = [False] * media.families
 
-    def next(self, number: int) -> Metadata | Run | None:
+    def family(self, number: int) -> int:
+        return self._writers[number].family
+
+    def label(self, number: int, sequence: int) -> bytes:
+        """What begins a further volume."""
+        return label(self.media, self.family(number), self._backup.started, sequence)
+
+    def continuation(self, number: int, place: int, address: int) -> bytes:
+        """What is repeated on it."""
+        return self._writers[number].continuation(place, address)
+
+    def next(self, number: int) -> Metadata | Run | Filemark | None:
         """What family `number` (from 0) sends next; None: that was all."""
         waiting = self._metadata[number]
         if waiting:
@@ -141,10 +169,15 @@ class BackupStripes:
             return self._cut(number, self._writers[number].end(self._now()))
         return None
 
-    def _cut(self, number: int, data: bytes) -> Metadata:
-        step = self._metadata_size
-        self._metadata[number].extend(Metadata(data[at : at + step]) for at in range(0, len(data), step))
-        return self._metadata[number].popleft()
+    def _cut(self, number: int, data: bytes) -> Metadata | Run | Filemark | None:
+        """Queue metadata in pieces, with the filemarks that the device writes; returns the first of them."""
+        step, start, queue = self._metadata_size, 0, self._metadata[number]
+        for cut in self._writers[number].cuts:
+            queue.extend(Metadata(data[at : min(at + step, cut)]) for at in range(start, cut, step))
+            queue.append(Filemark())
+            start = cut
+        queue.extend(Metadata(data[at : at + step]) for at in range(start, len(data), step))
+        return self.next(number)
 
     def make(self, number: int, item: Metadata | Run, data: Bytes) -> None:
         """Make what `next` announced, in the same order, where it is sent from."""
@@ -159,7 +192,7 @@ class BackupStripes:
         self._writers[number].pages(item.count, sector_xors(pages) if self._backup.checksum else None)
 
 
-class RestoreStripes:
+class RestoreStripes(Consumer):
     """Reads the families of a media set.
 
     Parameters
@@ -171,7 +204,7 @@ class RestoreStripes:
     on_family : callable
         Called with the number of a device (from 0) and its `FamilyInfo` before any of its pages; raises if it does not
         belong to the others.
-    on_pages, on_log, on_end, position
+    on_pages, on_log, on_end, position, skims
         See `FamilyReader`.
     """
 
@@ -184,6 +217,7 @@ class RestoreStripes:
         on_log: Callable[[LogPart, Pages], None] | None = None,
         on_end: Callable[[FamilyInfo], None] | None = None,
         position: int | None = 1,
+        skims: bool = False,
     ) -> None:
         self._counted = 0
         self._on_pages = on_pages
@@ -191,7 +225,7 @@ class RestoreStripes:
         self.readers = [
             FamilyReader(
                 block_size, lambda info, number=number: on_family(number, info), self._pages,  # type: ignore[misc]
-                on_log, on_end, position,
+                on_log, on_end, position, skims=skims,
             )
             for number in range(families)
         ]  # fmt: skip
@@ -217,6 +251,32 @@ class RestoreStripes:
     def end(self, number: int) -> None:
         self.current = number
         self.readers[number].end()
+
+    def open(self, *, keeps_marks: bool) -> None:
+        for reader in self.readers:
+            reader.keeps_marks = keeps_marks
+
+    def at_mark(self, number: int) -> bool:
+        return self.readers[number].at_mark
+
+    def mark(self, number: int) -> None:
+        self.current = number
+        self.readers[number].mark()
+
+    def skippable(self, number: int) -> int:
+        return self.readers[number].skippable
+
+    def skip(self, number: int, count: int) -> None:
+        self.readers[number].skip(count)
+
+    def info(self, number: int) -> FamilyInfo:
+        return self.readers[number].info
+
+    def continues(self, number: int) -> bool:
+        return self.readers[number].within_set
+
+    def go_to(self, number: int, file: int, place: int, marks: Sequence[int]) -> None:
+        self.readers[number].go_to(file, place, marks)
 
 
 @dataclass(frozen=True)
@@ -247,7 +307,7 @@ class ReplayStreams:
         self._source.read(number, item.offset, data)
 
 
-class ReplayReturn:
+class ReplayReturn(Consumer):
     """What comes back for the files of a replay; read until each device says that it has no more."""
 
     def __init__(self, target: ReplayTarget, transfer_size: int) -> None:

@@ -36,13 +36,14 @@ class BlockSizeError(MtfError):
 
     Parameters
     ----------
-    found : int
+    found, expected : int
         Bytes.
     """
 
     def __init__(self, found: int, expected: int) -> None:
         super().__init__(f"written with a block size of {found} bytes and read with {expected}")
         self.found = found
+        self.expected = expected
 
 
 class TruncatedError(MtfError):
@@ -161,7 +162,7 @@ class FamilyReader:
         skims: bool = False,
     ) -> None:
         self.at_mark = False
-        self._keeps_marks = keeps_marks
+        self.keeps_marks = keeps_marks  # may be said until the first byte is fed
         self._skims = skims
         self._skipped = False  # a part of the data stream
         self._number = 0  # of the set
@@ -204,6 +205,11 @@ class FamilyReader:
         """Bytes that come next and that nobody wants: data of sets not asked for, or of all where it skims."""
         unwanted = self._skims or not self._active
         return self._data_left if unwanted and not self._partial else 0
+
+    @property
+    def within_set(self) -> bool:
+        """A backup set has begun and not ended: no medium of the family may end here but a full one."""
+        return bool(self.info.families) and not self._between and not self.finished
 
     def skip(self, count: int) -> None:
         """Go on behind bytes that were not read: `skippable` ones at most, whole pages."""
@@ -393,7 +399,7 @@ class FamilyReader:
         self._require(len(block) >= 94, "TAPE is too short")
         units, = struct.unpack_from("<H", block, 64)
         form, = struct.unpack_from("<H", block, 84)
-        self.info.block_size = self._device_block if self._keeps_marks else units * 512
+        self.info.block_size = self._device_block if self.keeps_marks else units * 512
         if self.info.block_size != self._device_block:
             raise BlockSizeError(self.info.block_size, self._device_block)
         self._require(form == FORMAT_BLOCK, f"format block size {form}")
@@ -497,7 +503,7 @@ class FamilyReader:
     def _filemark(self) -> Generator[int, None, None]:
         place = self._position
         self._require(place % self.info.block_size == 0, "a filemark does not begin on a physical block")
-        if self._keeps_marks:
+        if self.keeps_marks:
             self.at_mark = True
             while self.at_mark:
                 yield len(self._buffer) + 1

@@ -8,11 +8,7 @@ from ..messages import SqlError, message
 from .statement import DATES, NUMBERS, SWITCHES, TEXTS, Statement
 from .tokens import fail
 
-# ---- What the stand-in does not honour yet. Giving one a meaning is deleting it here.
-
-OPTIONS_NOT_YET: dict[str, set[str]] = {"BACKUP": {"init", "skip"}, "RESTORE": set()}
-
-# ---- What it never will. COMPRESSION and the like have a message of their own.
+# ---- What the stand-in never honours. COMPRESSION and the like have a message of their own.
 
 NEVER = {
     "enable_broker", "error_broker_conversations", "file_snapshot", "filegroups", "files", "keep_cdc",
@@ -93,7 +89,7 @@ def refuse(statement: Statement) -> None:
     """
     if statement.compression:
         not_in_edition(statement.operation, "COMPRESSION")
-    for field in sorted(OPTIONS_NOT_YET[statement.verb] | NEVER):
+    for field in sorted(NEVER):
         value = getattr(statement, field)
         if value is not None and value is not False and value != ():  # an opposite, such as NOINIT, is the default
             fail(3032, word_of(field, value))
