@@ -135,7 +135,7 @@ class Backup:
                 size=entry.log.size if file.is_log else file.size,
                 guid=uuid.uuid5(uuid.UUID(bytes_le=entry.family_guid), str(file.file_id)).bytes_le,
             )
-            for file in self._database.files(entry.name, whole)
+            for file in self._database.files(entry.logical_name, whole)
         )
 
     def describe(self, whole: int, pages: int) -> BackupSet:
@@ -204,6 +204,7 @@ class Backup:
     def _remember(self, backup: BackupSet) -> None:
         entry, statement = self._entry, self._statement
         forks = path_through(entry.forks, self._range.first, self._range.last)
+        forks = forks if self._kind == "L" else forks[-1:]  # of data there is one moment
         database_lsn = backup.database_lsn if backup.database_lsn != NO_LSN else None
         differential = self._kind == "I"
         self._execution.remember(BackupRecord(
@@ -214,7 +215,7 @@ class Backup:
             differential_base_lsn=backup.base_lsn if differential else None,
             differential_base_guid=uuid.UUID(bytes_le=backup.base_guid) if differential else None,
             first_fork=uuid.UUID(bytes_le=forks[0].guid), last_fork=uuid.UUID(bytes_le=forks[-1].guid),
-            fork_lsn=lsn_of(forks[-1].start) if len(forks) > 1 else None,
+            fork_lsn=lsn_of(forks[-1].start) if forks[0].guid != forks[-1].guid else None,
             family_guid=uuid.UUID(bytes_le=entry.family_guid), is_copy_only=self._copy_only,
             is_snapshot=backup.snapshot,
             has_checksums=backup.checksum, begins_log_chain=bool(backup.extra["begins_chain"]), is_tail=self._tail,

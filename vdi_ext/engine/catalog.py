@@ -132,6 +132,7 @@ class Entry:
     chain: int | None = None  # number of the record that the next log backup begins with; None: no chain
     begins_chain: bool = False  # the next log backup is its first
     redo: Redo | None = None  # while it is being restored
+    logical_name: str = ""  # of the data file; it stays when the database is restored under another name
     paths: Mapping[str, str] = field(default_factory=dict)  # of files that RESTORE moved, by logical name
     lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -239,7 +240,7 @@ class Catalog:
 
 def entry_of(number: int, name: str, database: Database, now: datetime) -> Entry:
     """A database that was never backed up."""
-    entry = Entry(number, name, database, now)
+    entry = Entry(number, name, database, now, logical_name=name)
     entry.family_guid = family_of(database)
     entry.binding_guid = uuid.uuid4().bytes_le
     entry.forks = (Fork(entry.family_guid, 1),)
@@ -250,8 +251,7 @@ def entry_of(number: int, name: str, database: Database, now: datetime) -> Entry
 
 
 def path_through(forks: tuple[Fork, ...], first: int, last: int) -> tuple[Fork, ...]:
-    """The forks that the log from record `first` up to `last` is of."""
-    begun = [fork for fork in forks if fork.start <= first]
-    later = [fork for fork in forks if first < fork.start <= last]
-    start = begun[-1] if begun else forks[0]
-    return (replace(start, start=min(start.start, first)), *later)
+    """The forks that the log from record `first` up to `last` is of, the one that it goes on from included."""
+    begun = [fork for fork in forks if fork.start < first] or list(forks[:1])
+    later = [fork for fork in forks if first <= fork.start <= last and fork is not begun[-1]]
+    return (replace(begun[-1], start=min(begun[-1].start, first)), *later)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from ..mtf import PAGE_SIZE, FamilyInfo, MtfError
 from .catalog import Entry, entry_of
 from .database import DatabaseError, PagedDatabase, Target
-from .failures import Failure
-from .messages import message
+from .messages import os_error
 from .sqlite import Sqlite
 from .synthetic import RECOVERY_MODELS, Synthetic, SyntheticTarget
 
@@ -31,7 +30,7 @@ class Creation:
 
     Raises
     ------
-    DatabaseError, Failure, MtfError
+    DatabaseError, MtfError
     """
 
     def __init__(self, execution: Execution, entry: Entry | None, info: FamilyInfo) -> None:
@@ -63,6 +62,7 @@ class Creation:
         entry.family_guid = found.family_guid
         model = found.extra.get("recovery_model")
         entry.recovery_model = model if isinstance(model, str) and model in RECOVERY_MODELS else "SIMPLE"
+        entry.logical_name = next(file.name for file in found.files if file.group_id)
         if isinstance(target, SyntheticTarget):
             entry.versions = target.versions
             entry.paths = self._moves
@@ -119,15 +119,16 @@ class Creation:
             return old  # the file that the server was told of
         path = os.path.abspath(self._moves.get(data.name, data.path))
         if not os.path.isdir(os.path.dirname(path)):
-            raise self._not_there(path, message(5133, path, "2(The system cannot find the path specified.)"), data.name)
+            raise DatabaseError(5133, path, os_error(3), further=self._elsewhere(data.name, path))
         for other in self._execution.engine.catalog:
             if other is not self._entry and isinstance(other.database, Sqlite):
                 if os.path.abspath(other.database.path) == path:
-                    raise self._not_there(path, message(1834, path, other.name), data.name)
+                    raise DatabaseError(1834, path, other.name, further=self._elsewhere(data.name, path))
         if os.path.exists(path) and os.path.getsize(path) and not self._execution.statement.replace:
             raise DatabaseError(3142, data.name, path)
         return Sqlite(path)
 
-    def _not_there(self, path: str, why: object, name: str) -> Failure:
-        """A file that cannot lie where it should; the messages that say so, in their order."""
-        return Failure(None, why, message(3156, name, path), message(3119))  # type: ignore[arg-type]
+    @staticmethod
+    def _elsewhere(name: str, path: str) -> tuple[DatabaseError, ...]:
+        """What is said besides where a file cannot lie where it should."""
+        return DatabaseError(3156, name, path), DatabaseError(3119)

@@ -26,11 +26,14 @@ class DatabaseError(Exception):
         Of the message.
     args : object
         What its text is filled with.
+    further : tuple of DatabaseError, optional
+        Messages that come behind it.
     """
 
-    def __init__(self, number: int, *args: object) -> None:
+    def __init__(self, number: int, *args: object, further: tuple[DatabaseError, ...] = ()) -> None:
         super().__init__(number, *args)
         self.number = number
+        self.further = further
 
 
 class PageDamage(Exception):  # a finding, turned into message 3183

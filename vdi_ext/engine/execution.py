@@ -188,7 +188,7 @@ class Execution:
         try:
             self.engine.history.record(record)
         except OSError as error:
-            log.error("msdb: %s", error)
+            log.error("msdb: %s", str(error))  # the text: a record that is kept would keep frames
             self.tell(message(3009))
 
     def _succeeded(self, outcome: Outcome, seconds: float) -> None:

@@ -61,7 +61,8 @@ def bare(error: BaseException | None) -> BaseException | None:
 
 def of_database(error: DatabaseError) -> Failure:
     """What a database or a plan refused."""
-    return Failure(bare(error.__cause__), message(error.number, *error.args[1:]))
+    entries = [message(one.number, *one.args[1:]) for one in (error, *error.further)]
+    return Failure(bare(error.__cause__), *entries)
 
 
 class Explainer:

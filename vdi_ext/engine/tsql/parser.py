@@ -135,9 +135,10 @@ class _Parser:
         if kind in ("DATABASE", "LOG"):
             draft.database = cursor.value("word", "name", "variable")
             self._parts()
-        cursor.expect("TO" if verb == "BACKUP" else "FROM")
-        draft.devices.append(self._device())
-        while cursor.take(","):
+        if verb == "BACKUP" or draft.database is None or cursor.at("FROM"):  # RESTORE alone only recovers
+            cursor.expect("TO" if verb == "BACKUP" else "FROM")
+            draft.devices.append(self._device())
+        while draft.devices and cursor.take(","):
             draft.devices.append(self._device())
         if verb == "BACKUP" and cursor.take("MIRROR"):
             fail(3218, line=first.line)

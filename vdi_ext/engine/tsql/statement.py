@@ -67,7 +67,7 @@ class Statement:
     database : str
         Empty where the statement names none.
     devices : tuple of str
-        Names of the virtual devices; the first is the name of the set.
+        Names of the virtual devices; the first is the name of the set. None where RESTORE only recovers a database.
     kind : str
         ``"DATABASE"``, ``"LOG"``, ``"HEADERONLY"``, ``"FILELISTONLY"``, ``"LABELONLY"`` or ``"VERIFYONLY"``.
     files, filegroups : tuple of str
@@ -164,8 +164,10 @@ class Statement:
             text += f" {', '.join(parts)}"
         joint = "TO" if self.verb == "BACKUP" else "FROM"
         devices = ", ".join(f"VIRTUAL_DEVICE = {quote_string(name)}" for name in self.devices)
+        if self.devices:
+            text += f" {joint} {devices}"
         options = self._options()
-        return f"{text} {joint} {devices}" + (f" WITH {', '.join(options)}" if options else "")
+        return text + (f" WITH {', '.join(options)}" if options else "")
 
     def _options(self) -> list[str]:
         options = []
