@@ -16,26 +16,61 @@ _TEXTS = {
     102: (15, "Incorrect syntax near '{}'."),
     103: (15, "The {} that starts with '{}' is too long. Maximum length is {}."),
     105: (15, "Unclosed quotation mark after the character string '{}'."),
+    107: (15, "The column prefix '{}' does not match with a table name or alias name used in the query."),
+    108: (15, "The ORDER BY position number {} is out of range of the number of items in the select list."),
     113: (15, "Missing end comment mark '*/'."),
+    116: (16, "Only one expression can be specified in the select list when the subquery is not introduced with "
+              "EXISTS."),
     134: (15, "The variable name '{}' has already been declared. Variable names must be unique within a query batch or "
                "stored procedure."),
     137: (15, 'Must declare the scalar variable "{}".'),
+    141: (15, "A SELECT statement that assigns a value to a variable must not be combined with data-retrieval "
+              "operations."),
+    148: (15, "Incorrect time syntax in time string '{}' used with WAITFOR."),
     155: (15, "'{}' is not a recognized {} option."),
     156: (15, "Incorrect syntax near the keyword '{}'."),
+    168: (15, "The floating point value '{}' is out of the range of computer representation (8 bytes)."),
+    174: (15, "The {} function requires {} argument(s)."),
+    191: (15, "Some part of your SQL statement is nested too deeply. Rewrite the query or break it up into smaller "
+              "queries."),
     195: (15, "'{}' is not a recognized {}."),
     201: (16, "Procedure or function '{}' expects parameter '{}', which was not supplied."),
+    205: (16, "All queries combined using a UNION, INTERSECT or EXCEPT operator must have an equal number of "
+              "expressions in their target lists."),
+    207: (16, "Invalid column name '{}'."),
+    208: (16, "Invalid object name '{}'."),
+    209: (16, "Ambiguous column name '{}'."),
     214: (16, "Procedure expects parameter '{}' of type '{}'."),
+    217: (16, "Maximum stored procedure, function, trigger, or view nesting level exceeded (limit {})."),
     241: (16, "Conversion failed when converting date and/or time from character string."),
+    243: (16, "Type {} is not a defined system type."),
+    245: (16, "Conversion failed when converting the {} value '{}' to data type {}."),
+    263: (16, "Must specify table to select from."),
+    281: (16, "{} is not a valid style number when converting from datetime to a character string."),
     319: (15, "Incorrect syntax near the keyword '{}'. If this statement is a common table expression, an "
               "xmlnamespaces clause or a change tracking context clause, the previous statement must be terminated "
               "with a semicolon."),
+    321: (15, '"{}" is not a recognized table hints option. If it is intended as a parameter to a table-valued '
+              'function or to the CHANGETABLE function, ensure that your database compatibility mode is set to 90.'),
+    402: (16, "The data types {} and {} are incompatible in the {} operator."),
+    517: (16, "Adding a value to a '{}' column caused an overflow."),
+    537: (16, "Invalid length parameter passed to the LEFT or SUBSTRING function."),
     596: (21, "Cannot continue the execution because the session is in the kill state."),
+    628: (16, "Cannot issue SAVE TRANSACTION when there is no active transaction."),
     701: (17, "There is insufficient system memory in resource pool 'default' to run this query."),
     911: (16, "Database '{}' does not exist. Make sure that the name is entered correctly."),
     927: (14, "Database '{}' cannot be opened. It is in the middle of a restore."),
+    1001: (15, "Line {}: Length or precision specification {} is invalid."),
+    1007: (15, "The number '{}' is out of the range for numeric representation (maximum precision 38)."),
+    1011: (16, "The correlation name '{}' is specified multiple times in a FROM clause."),
     1038: (15, "An object or column name is missing or empty."),
     1834: (16, "The file '{}' cannot be overwritten.  It is being used by database '{}'."),
     1844: (16, "{} is not supported on {}."),
+    2732: (16, "Error number {} is invalid. The number must be from {} through {} and it cannot be 50000."),
+    2754: (16, "Error severity levels greater than {} can only be specified by members of the sysadmin role, using "
+               "the WITH LOG option."),
+    2786: (16, "The data type of substitution parameter {} does not match the expected type of the format "
+               "specification."),
     2812: (16, "Could not find stored procedure '{}'."),
     3009: (16, "Could not insert a backup or restore history/detail record in the msdb database. This may indicate a "
                "problem with the msdb database. The backup/restore operation was still successful."),
@@ -156,6 +191,10 @@ _TEXTS = {
     4037: (16, 'The user-specified MEDIANAME "{}" does not match the MEDIANAME "{}" of the device "{}".'),
     4038: (16, "Cannot find file ID {} on device '{}'."),
     4060: (11, 'Cannot open database "{}" requested by the login. The login failed.'),
+    4104: (16, 'The multi-part identifier "{}" could not be bound.'),
+    4121: (16, 'Cannot find either column "{}" or the user-defined function or aggregate "{}", or the name is '
+               'ambiguous.'),
+    4145: (15, "An expression of non-boolean type specified in a context where a condition is expected, near '{}'."),
     4208: (16, "The statement {} is not allowed while the recovery model is SIMPLE. Use BACKUP DATABASE or change the "
                "recovery model using ALTER DATABASE."),
     4212: (16, "Cannot back up the log of the master database. Use BACKUP DATABASE instead."),
@@ -181,14 +220,31 @@ _TEXTS = {
     5133: (16, 'Directory lookup for the file "{}" failed with the operating system error {}.'),
     5701: (10, "Changed database context to '{}'."),
     5703: (10, "Changed language setting to {}."),
+    6101: (16, "Session ID {} is not valid."),
     6104: (16, "Cannot use KILL to kill your own process."),
     6106: (16, "Process ID {} is not an active process ID."),
+    6120: (16, "Status report cannot be obtained. Rollback operation for Process ID {} is not in progress."),
     8003: (16, "The incoming request has too many parameters. The server supports a maximum of {} parameters. Reduce "
                "the number of parameters and resend the request."),
+    8114: (16, "Error converting data type {} to {}."),
+    8115: (16, "Arithmetic overflow error converting {} to data type {}."),
+    8117: (16, "Operand data type {} is invalid for {} operator."),
+    8134: (16, "Divide by zero error encountered."),
     8144: (16, "Procedure or function {} has too many arguments specified."),
     8145: (16, "{} is not a parameter for procedure {}."),
+    8155: (16, "No column name was specified for column {} of '{}'."),
+    8156: (16, "The column '{}' was specified multiple times for '{}'."),
+    8158: (16, "'{}' has more columns than were specified in the column list."),
+    8159: (16, "'{}' has fewer columns than were specified in the column list."),
+    8169: (16, "Conversion failed when converting from a character string to uniqueidentifier."),
     8178: (16, "The parameterized query '{}' expects the parameter '{}', which was not supplied."),
     8179: (16, "Could not find prepared statement with handle {}."),
+    8180: (16, "Statement(s) could not be prepared."),
+    8623: (16, "The query processor ran out of internal resources and could not produce a query plan. This is a rare "
+               "event and only expected for extremely complex queries or queries that reference a very large number "
+               "of tables or partitions. Please simplify the query. If you believe you have received this message in "
+               "error, contact Customer Support Services for more information."),
+    10753: (15, "The function '{}' must have an OVER clause."),
     18210: (16, "{}: {} failure on backup device '{}'. Operating system error {}."),
     18264: (10, "Database backed up. Database: {}, creation date(time): {}, pages dumped: {}, first LSN: {}, last LSN: "
                 "{}, number of dump devices: {}, device information: ({}). This is an informational message only. No "

@@ -83,6 +83,7 @@ class Engine:
         self.error_log: deque[Message] = deque(maxlen=1000)
         self.instance = instance
         self.provider = provider
+        self.version = VERSION
         self.server_name = server_name or socket.gethostname()
         self.history = history if history is not None else History()
         self.started = datetime.now()
