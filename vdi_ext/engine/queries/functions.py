@@ -7,7 +7,7 @@ import math
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
+from decimal import ROUND_HALF_UP, Context, Decimal
 from typing import NamedTuple
 
 from ..tsql import quote_name
@@ -17,6 +17,7 @@ from .conversions import Raw, failure, to_raw
 
 MAX_TEXT = 4000
 TEXT = nvarchar(MAX_TEXT)
+_WIDE = Context(prec=400)  # any float in full
 NAME = nvarchar(128)
 
 
@@ -301,7 +302,7 @@ def _round(value: Raw, digits: Raw) -> Raw:
     number, places = _numbers(value, digits)
     if abs(places) > 38 or not math.isfinite(number):
         return number
-    rounded = round(Decimal(repr(number)), int(places))
+    rounded = Decimal(repr(number)).quantize(Decimal(1).scaleb(-int(places)), ROUND_HALF_UP, _WIDE)
     return to_raw(int(rounded)) if isinstance(number, int) else float(rounded)
 
 
