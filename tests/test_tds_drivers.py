@@ -155,7 +155,7 @@ def test_the_first_error_of_a_backup_reaches_the_caller(driver, endpoint, certif
 
 def test_a_syntax_error(driver, endpoint, certificate) -> None:
     with connected(driver, endpoint, driver.modes[0], certificate) as connection:
-        assert "Incorrect syntax near 'BACKUPS'" in str(driver.run(connection, "BACKUPS DATABASE db").error)
+        assert "Incorrect syntax near the keyword 'DATABASE'" in str(driver.run(connection, "BACKUPS DATABASE db").error)
 
 
 def test_a_backup_within_a_transaction_is_refused(driver, endpoint, certificate) -> None:

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 BANNER = "vdi_ext stand-in: executes BACKUP and RESTORE over virtual devices; it is not SQL Server"
 
 VERSION = (16, 0, 1000, 6)  # whose columns and messages the stand-in has
-SYSTEM_DATABASES = frozenset({"master", "model", "msdb", "tempdb"})
 FIRST_SPID = 51  # of sessions of users
 
 log = logging.getLogger("vdi_ext.engine")
@@ -204,9 +203,8 @@ class Engine:
             return list(self._sessions.values())
 
     def name_of(self, database: str) -> str:
-        """A database's name as it is written, also of those that every server has. Raises `DatabaseError`."""
-        name = database.casefold()
-        return name if name in SYSTEM_DATABASES else self.find(database)[0]
+        """A database's name as it is written. Raises `DatabaseError`."""
+        return self.find(database)[0]
 
     # ---- for executions
 
