@@ -226,9 +226,10 @@ class Connection:
                     if self._request is not None:
                         dispatcher.handle(self._request, answer)
                 except Exception as error:
+                    self._report(error)
                     answer.message(message(4002 if isinstance(error, ProtocolError) else 596))
                     answer.end(attention=False)
-                    raise
+                    break
                 answer.end(attention=self._answered())
         finally:
             self.close()

@@ -102,6 +102,12 @@ class Endpoint:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    @property
+    def connections(self) -> int:
+        """How many clients are connected now."""
+        with self._lock:
+            return len(self._connections)
+
     def close(self) -> None:
         """End all connections, with what they run, and wait until they have ended."""
         with self._lock:

@@ -22,7 +22,7 @@ _MOST_KEPT = 8 << 20  # characters of prepared statements in one connection
 # A declaration: name, type with its size in parentheses, a default value that is not used, direction.
 _DECLARATION = re.compile(
     r"\s*(@[\w@#$]+)\s+(?:AS\s+)?[\w.\[\]]+(?:\s+[\w]+)??\s*(?:\(\s*(?:max|\d+)(?:\s*,\s*\d+)?\s*\))?"
-    r"(\s+(?:OUT|OUTPUT))?\s*",
+    r"(\s+(?:OUT|OUTPUT))?\s*(?:,|\Z)",
     re.IGNORECASE,
 )
 
@@ -182,12 +182,12 @@ def _declarations(text: str) -> tuple[Declared, ...]:
     place = 0
     while not _BLANK.match(text, place):
         match = _DECLARATION.match(text, place)
-        if match is None or (match.end() < len(text) and text[match.end()] != ","):
+        if match is None:
             raise _failure(102, text[place : place + 40].strip())
         if len(found) == MOST_PARAMETERS:
             raise _failure(8003, MOST_PARAMETERS)
         found.append(Declared(match[1], bool(match[2])))
-        place = match.end() + 1
+        place = match.end()
     if len({one.name.casefold() for one in found}) < len(found):
         raise _failure(134, found[-1].name)
     return tuple(found)
