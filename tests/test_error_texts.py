@@ -14,14 +14,18 @@ import textwrap
 import threading
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
+import pytds
 import pytest
 from conftest import ROOT
 from engine_clients import DONE, Handler, Player, Recorder, client
+from tds_clients import DRIVERS, LOGIN, PASSWORD, PLAIN, connected
 
 from vdi_ext import Command, CommandCode, CompletionCode, VDAbortError, VirtualDevice
 from vdi_ext.engine import Engine, Message, Synthetic
 from vdi_ext.engine.session import Session
+from vdi_ext.engine.tds import Endpoint
 from vdi_ext.events import Configured, Event
 
 ABORTED = "995(The I/O operation has been aborted because of either a thread exit or an application request.)"
@@ -48,35 +52,57 @@ class Driver:
 
 
 class Server:
-    """The stand-in with one database, and one connection to it."""
+    """The stand-in with one database, and one connection to it: its own session, or python-tds over the network."""
 
-    def __init__(self, **options) -> None:
+    def __init__(self, stack: contextlib.ExitStack, how: str = "session", **options) -> None:
         self.engine = Engine({"db": Synthetic(5 << 20)}, **options)
-        self._session = Session(self.engine)
+        self._session: Session | None = None
+        if how == "session":
+            self._session = stack.enter_context(contextlib.closing(Session(self.engine)))
+        else:
+            self.endpoint = stack.enter_context(Endpoint(self.engine, {LOGIN: PASSWORD}))
+            connection = DRIVERS[how]().connect(self.endpoint, PLAIN, Path())
+            self._connection = stack.enter_context(contextlib.closing(connection))
 
     def run(self, sql: str) -> list[tuple[int, int, str]]:
         """Number, state and text of what the driver gets."""
         driver = Driver()
-        self._session.run(sql, driver)
+        if self._session is not None:
+            self._session.run(sql, driver)
+        else:
+            self._over_the_network(sql, driver)
         return [(one.number, one.state, " ".join(one.text.split())) for one in driver.messages]
+
+    def _over_the_network(self, sql: str, driver: Driver) -> None:
+        """This driver keeps number, severity, state and text of every message."""
+        with contextlib.closing(self._connection.cursor()) as cursor:
+            with contextlib.suppress(pytds.Error):
+                cursor.execute(sql)
+                while cursor.nextset():
+                    pass
+            for _, said in cursor.messages:
+                driver.message(Message(said.number, said.severity, said.state, said.text))
 
     @property
     def log(self) -> list[tuple[int, str]]:
         return [(entry.number, " ".join(entry.text.split())) for entry in self.engine.error_log]
 
-    def close(self) -> None:
-        self._session.close()
-
 
 @contextlib.contextmanager
-def serving(**options) -> Iterator[Server]:
-    with contextlib.closing(Server(**options)) as server:
-        yield server
+def serving(how: str = "session", **options) -> Iterator[Server]:
+    with contextlib.ExitStack() as stack:
+        yield Server(stack, how, **options)
+
+
+@pytest.fixture(params=["session", "python-tds"])
+def how(request: pytest.FixtureRequest) -> str:
+    """How the statement reaches the server."""
+    return request.param
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    with serving() as found:
+def server(how: str) -> Iterator[Server]:
+    with serving(how) as found:
         yield found
 
 
@@ -116,9 +142,9 @@ def logged(server: Server, name: str = "") -> list[str]:
 
 
 @pytest.mark.parametrize("instance", [None, "OTHER"])
-def test_3201_state_7_where_no_set_has_that_name(instance: str | None) -> None:
+def test_3201_state_7_where_no_set_has_that_name(how: str, instance: str | None) -> None:
     """Also where it was made for another instance."""
-    with serving(instance=instance) as server, client(1, Recorder(1)) as one:
+    with serving(how, instance=instance) as server, client(1, Recorder(1)) as one:
         name = one.name if instance else "nobody"
         said = server.run(f"BACKUP DATABASE db TO VIRTUAL_DEVICE = '{name}'")
         first = check_failure(server, said, name)
@@ -129,12 +155,12 @@ def test_3201_state_7_where_no_set_has_that_name(instance: str | None) -> None:
         ]
 
 
-def test_3201_state_6_where_a_device_of_the_set_can_not_be_opened() -> None:
+def test_3201_state_6_where_a_device_of_the_set_can_not_be_opened(how: str) -> None:
     def abort(event: Event) -> None:
         if isinstance(event, Configured):  # configured, and no device is open yet
             one.abort()
 
-    with serving(events=[abort]) as server:
+    with serving(how, events=[abort]) as server:
         with client(1, Recorder(1)) as one:
             said = server.run(f"BACKUP DATABASE db TO {one.clauses}")
         first = check_failure(server, said, one.name)
@@ -286,3 +312,18 @@ def test_3014_marks_success(server: Server) -> None:
         said = server.run(f"RESTORE DATABASE db FROM {one.clauses} WITH REPLACE")
     assert said[-1][0] == 3014 and said[-1][2].startswith("RESTORE DATABASE successfully processed ")
     assert {3013, 3041, 18210}.isdisjoint(number for number, _ in server.log)
+
+
+# ---- the same in other drivers
+
+
+@pytest.mark.parametrize("name", DRIVERS)
+def test_every_driver_shows_the_first_error_of_a_failed_backup(name: str, tmp_path: Path) -> None:
+    """Which of them tell more is in docs/drivers.md."""
+    with serving("python-tds") as server, client(1, failing(CommandCode.WRITE, CompletionCode.DISK_FULL)) as one:
+        driver = DRIVERS[name]()
+        certificate = tmp_path / "certificate.pem"
+        certificate.write_bytes(server.endpoint.certificate)
+        with connected(driver, server.endpoint, driver.modes[0], certificate) as connection:
+            outcome = driver.run(connection, f"BACKUP DATABASE db TO {one.clauses}")
+    assert f'Write on "{one.name}" failed: {FULL}' in str(outcome.error)

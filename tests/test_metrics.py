@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import json
 import os
 import re
 import signal
@@ -12,9 +13,11 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytds
 import pytest
 from conftest import ROOT
 from prometheus_client.parser import text_string_to_metric_families
+from trace_format import read_trace
 
 import vdi_ext
 from vdi_ext import cli
@@ -150,3 +153,41 @@ def test_an_address_that_is_taken_ends_the_program_well(
     done = cli.main(["backup", "synthetic:1MiB", os.fspath(tmp_path / "set"), "--metrics", port])
     assert done != 0 and "in use" in capsys.readouterr().err
     assert not (tmp_path / "set").exists()
+
+
+def test_the_server_tells_its_events_everywhere(tmp_path: Path) -> None:
+    """JSON lines, metrics and a trace of ``vdi-ext serve``, of a statement that a real driver sends."""
+    trace = tmp_path / "trace"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vdi_ext", "serve", "--listen", "127.0.0.1:0", "--database", "db=synthetic:1M",
+         "--login", "sa=env:SA_PASSWORD", "--json", "--metrics", "0", "--trace", trace],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True,
+        env={**os.environ, "SA_PASSWORD": "secret of a test"},
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None and process.stderr is not None
+        found = next(match for line in process.stderr if (match := re.search(r"metrics at (\S+)", line)))
+        where = json.loads(process.stdout.readline())
+        assert where["event"] == "listening"
+        with pytds.connect("127.0.0.1", "master", "sa", "secret of a test", port=where["port"]) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cursor, pytest.raises(pytds.Error):
+                cursor.execute("BACKUP DATABASE db TO VIRTUAL_DEVICE = 'nobody'")
+                while cursor.nextset():
+                    pass
+        samples = scrape(found[1])
+        assert value(samples, "vdi_statements_total", outcome="failed") == 1
+        assert value(samples, "vdi_messages_total", number="3201", severity="16", to="driver") == 1
+        assert value(samples, "vdi_messages_total", number="18210", severity="16", to="log") == 1
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=30)
+        assert process.returncode == 130
+    finally:
+        process.kill()
+        process.communicate()
+    lines = [json.loads(line) for line in said.splitlines()]
+    numbers = [line["number"] for line in lines if line["event"] == "message"]
+    assert numbers == [18210, 3201, 3013, 3041]
+    assert ("statement", "failed") in [(line["subject"], line["state"]) for line in lines if line["event"] == "state"]
+    names = {record["name"] for record in read_trace(trace)}
+    assert {"message 3201", "error log 18210", "statement: failed"} <= names

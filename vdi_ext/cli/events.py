@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Iterator
 
-from ..events import Consumer, Event, MessageEvent, ProgressEvent
+from ..events import LOGGER, Consumer, Event, MessageEvent, ProgressEvent
 from ..jobs.metrics import Metrics
 from ..jobs.trace import TraceFile
 from . import output
@@ -73,8 +73,8 @@ def _reported(trace: TraceFile) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _logging(level: int) -> Iterator[None]:
-    """The package's log on standard error."""
-    log = logging.getLogger("vdi_ext")
+    """The log of events on standard error."""
+    log = logging.getLogger(LOGGER)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s.%(msecs)03d %(levelname)s %(message)s", "%H:%M:%S"))
     old = log.level

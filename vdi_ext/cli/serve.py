@@ -14,6 +14,7 @@ from typing import Any
 
 from .. import jobs
 from . import output
+from .events import add_event_options, consumers
 from .exits import EXIT_OK
 from .options import new_command
 
@@ -42,6 +43,7 @@ def add(commands: Any) -> None:
     serve.add_argument("--server-name", metavar="NAME", help="as in messages and backups (default: the host's)")
     serve.add_argument("--provider", metavar="WHICH", help="embedded, system, or the path of a library")
     serve.add_argument("--log-level", choices=LEVELS, default="info", help="of the error log, on standard error")
+    add_event_options(serve)
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -50,9 +52,13 @@ def _serve(options: argparse.Namespace) -> int:
 
     host, port = _address(options.listen)
     databases = _databases(options.databases)
-    with _logging(options.log_level), _logins(options.logins) as (logins, made):
+    with (
+        _logging(options.log_level),
+        consumers(options, progress=False) as events,
+        _logins(options.logins) as (logins, made),
+    ):
         engine = Engine(databases, instance=options.instance, provider=options.provider,
-                        server_name=options.server_name)  # fmt: skip
+                        server_name=options.server_name, events=events)  # fmt: skip
         try:
             endpoint = Endpoint(
                 engine, logins, host=host, port=port, encrypt=options.encrypt, certificate=options.certificate,
