@@ -5,14 +5,17 @@ from typing import Any
 
 from .. import jobs
 from . import output, snapshot
+from .errors import exit_code
 from .events import add_event_options, consumers
+from .exits import EXIT_OK
 from .options import add_password_options, add_statement_options, new_command, password, statement_options
 
 
 def add(commands: Any) -> None:
     backup = new_command(commands, "backup", _backup, "back up a database to a new set of stripes in a directory")
     backup.add_argument("source", metavar="SOURCE", nargs="+", help="address of the database; of each, for a snapshot")
-    backup.add_argument("target", metavar="TARGET", help="DIRECTORY/NAME of the set; NAME must not exist")
+    backup.add_argument("target", metavar="TARGET", help="DIRECTORY/NAME of the set; NAME must not exist. "
+                        "{database}, {kind}, {date}, {time}, {server}, {instance} are filled in")  # fmt: skip
     backup.add_argument("--devices", type=int, default=None, metavar="N", help="virtual devices = stripes, 1 to 64")
     add_backup_options(backup)
     add_statement_options(backup)
@@ -62,9 +65,27 @@ def _backup(options: argparse.Namespace) -> int:
     if options.print_sql:
         return output.statement(options, jobs.backup_text(options.source, **backup_options(options)))
     secret = password(options, options.source)
+    if jobs.is_selector(options.database):
+        return _several(options, secret)
     with consumers(options) as events, output.progress(options) as progress:
         result = jobs.backup(
             options.source, options.target, progress=progress, events=events, password=secret,
             **backup_options(options),
         )  # fmt: skip
     return output.finished(options, result, f"backed up to {result.path}")
+
+
+def _several(options: argparse.Namespace, secret: str | None) -> int:
+    wishes = backup_options(options)
+    selector = wishes.pop("database")
+    with consumers(options) as events, output.progress(options) as progress:
+        found = jobs.backup_several(
+            options.source, options.target, selector, progress=progress, events=events, password=secret, **wishes
+        )
+    for result in found.done:
+        output.finished(options, result, f"{result.database}: backed up to {result.path}")
+    for skipped in found.skipped:
+        output.note(options, "skipped", skipped.database, skipped.reason)
+    for database, error in found.failed:
+        output.note(options, "failed", database, " ".join(str(error).split()))
+    return exit_code(found.failed[0][1]) if found.failed else EXIT_OK

@@ -37,7 +37,8 @@ def new_command(commands: Any, name: str, run: Run, text: str) -> argparse.Argum
 
 def add_statement_options(added: argparse.ArgumentParser) -> None:
     """The options that backup and restore share; `statement_options` reads them."""
-    added.add_argument("--database", metavar="NAME", help="name in the statement (default: from the address)")
+    added.add_argument("--database", metavar="NAME", help="name in the statement (default: from the address); "
+                       "for a backup also a list such as USER_DATABASES,-test*")  # fmt: skip
     added.add_argument("--provider", metavar="WHICH", help="embedded, system, or the path of a library")
     added.add_argument("--block-size", type=size, metavar="SIZE", help="WITH BLOCKSIZE, in bytes (64KiB = 65536)")
     added.add_argument("--buffer-count", type=int, metavar="N", help="WITH BUFFERCOUNT")

@@ -119,6 +119,14 @@ def statement(options: argparse.Namespace, text: str) -> int:
     return EXIT_OK
 
 
+def note(options: argparse.Namespace, event: str, database: str, reason: str) -> None:
+    """One line about a database of which there is no backup."""
+    if options.json:
+        print_json({"event": event, "database": database, "reason": reason})
+    else:
+        print(f"{database}: {event}: {reason}")
+
+
 def finished(options: argparse.Namespace, result: jobs.Result, text: str) -> int:
     if options.json:
         print_json({"event": "result", **result.to_dict()})

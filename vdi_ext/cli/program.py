@@ -10,22 +10,14 @@ from collections.abc import Iterator
 from types import FrameType
 
 from .. import jobs
-from ..errors import VDError
-from . import backup, explain, output, recover, restore, serve
-from .exits import (
-    EXIT_INTERRUPTED,
-    EXIT_SQL,
-    EXIT_STORAGE,
-    EXIT_TERMINATED,
-    EXIT_USAGE,
-    EXIT_VDI,
-    EXIT_VERIFICATION,
-)
+from . import backup, explain, output, pipe, recover, restore, serve
+from .errors import KNOWN, exit_code, word_of
+from .exits import EXIT_INTERRUPTED, EXIT_STORAGE, EXIT_TERMINATED
 from .explain import explanations
 from .options import EPILOG
 
 # Modules with an `add(commands)`, in the order of the help.
-COMMANDS = (backup, restore, recover, serve, explain)
+COMMANDS = (backup, restore, pipe, recover, serve, explain)
 
 
 class Terminated(KeyboardInterrupt):
@@ -58,16 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
         # Whoever read our output has gone: nobody is left to tell, and the interpreter must not try at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_STORAGE
-    except jobs.ArgumentError as error:
-        return _failure(options, "usage", EXIT_USAGE, error)
-    except jobs.SQLError as error:
-        return _failure(options, "sql", EXIT_SQL, error)
-    except jobs.VerificationError as error:
-        return _failure(options, "verification", EXIT_VERIFICATION, error)
-    except VDError as error:
-        return _failure(options, "vdi", EXIT_VDI, error)
-    except (jobs.StorageError, OSError) as error:
-        return _failure(options, "storage", EXIT_STORAGE, error)
+    except KNOWN as error:
+        return _failure(options, word_of(error), exit_code(error), error)
 
 
 def _parser() -> argparse.ArgumentParser:

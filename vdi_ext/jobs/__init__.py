@@ -7,10 +7,13 @@ from .events import PHASES, Progress, ProgressEvent
 from .external import CommandFailedError
 from .lineup import FreezeTimeoutError
 from .passwords import password_from
+from .piping import pipe_backup, pipe_restore
 from .preview import backup_text, restore_text
 from .recovery import Unfinished, recover
 from .restoring import restore
+from .selectors import Skipped, is_selector
 from .server_address import login_of
+from .several import Several, backup_several
 from .snapshotting import backup_snapshot, restore_snapshot
 from .statements import SQLError, StatementLostError
 
@@ -24,15 +27,21 @@ __all__ = [
     "Result",
     "SQLError",
     "SetInUseError",
+    "Several",
+    "Skipped",
     "StatementLostError",
     "StorageError",
     "Unfinished",
     "VerificationError",
     "backup",
+    "backup_several",
     "backup_snapshot",
     "backup_text",
+    "is_selector",
     "login_of",
     "password_from",
+    "pipe_backup",
+    "pipe_restore",
     "recover",
     "restore",
     "restore_snapshot",

@@ -16,11 +16,13 @@ from ..storage import SetWriter, StorageError, StripeWriter
 from .answering import DONE, Answer, answer_commands, complete
 from .common import Result, checked_devices, completion_for, tool_version
 from .events import Consumer, Progress, Reporter
+from .inquiries import server_name
 from .job import Job
 from .passwords import Password
-from .places import Address, source_place
+from .places import Address, Place, source_place
 from .server_address import is_server
 from .statements import Statement
+from .tokens import expand, has_token, tokens_of
 from .wishes import BackupWish
 
 Inspect = Callable[[VirtualDeviceSet, int, Command], None]
@@ -65,7 +67,8 @@ def backup(
         ``synthetic:SIZE[:SEED]``.
     target : path
         ``DIRECTORY/NAME`` of the set. NAME must not exist; it appears only when the statement has succeeded. Until
-        then, and where the outcome stays unknown, the set is ``NAME.partial`` (see `recover`).
+        then, and where the outcome stays unknown, the set is ``NAME.partial`` (see `recover`). In text, tokens such as
+        ``{database}`` and ``{date}`` stand for what they say (`vdi_ext.jobs.tokens`); a path object is taken as it is.
     devices : int or None
         Number of virtual devices, one stripe and one thread each, 1 to 64. None: as many as the source has files.
     provider : Provider, str or None
@@ -127,8 +130,8 @@ def backup(
         place.check_devices(count)
         reporter = Reporter("backup", progress, place.size, events)
         writer = SetWriter(
-            os.fspath(target), count, expected_size=place.size or 0, database=place.database, source=place.address,
-            tool=f"vdi-ext {tool_version()}",
+            _path_of(target, place, kind), count, expected_size=place.size or 0, database=place.database,
+            source=place.address, tool=f"vdi-ext {tool_version()}",
         )  # fmt: skip
         stores = [_Store(stripe, reporter, inspect) for stripe in writer.stripes]
 
@@ -156,6 +159,13 @@ def backup(
     reporter.phase("done")
     seconds = time.monotonic() - begun
     return Result(path, writer.manifest.size, count, seconds, tuple(job.statement.messages), place.database)
+
+
+def _path_of(target: str | os.PathLike[str], place: Place, kind: str) -> str:
+    if not isinstance(target, str) or not ("{" in target or "}" in target):
+        return os.fspath(target)
+    name = server_name(place.session) if place.session is not None and has_token(target, "server") else "stand-in"
+    return expand(target, tokens_of(database=place.database, kind=kind, server=name, instance=place.instance))
 
 
 def _confirm(job: Job, writer: SetWriter) -> str:

@@ -64,6 +64,7 @@ class Job:
         self._serve = serve
         self._where = {"provider": provider, "instance": instance, "group": group}
         self._features = features | (Feature.REQUEST_COMPLETE if request_complete else Feature.LIKE_PIPE)
+        self.ending = threading.Event()  # it goes wrong: whoever waits for anything but the devices must stop
         self._wake = threading.Event()
         self._failures: list[BaseException] = []
         self._threads: list[threading.Thread] = []
@@ -203,6 +204,7 @@ class Job:
             raise min(list(self._failures), key=lambda error: isinstance(error, VDAbortError))
 
     def _abort(self, error: BaseException) -> None:
+        self.ending.set()
         if isinstance(error, VDAbortError):
             return
         name = "cancelled" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"

@@ -31,6 +31,11 @@ class Server:
     password : str or callable, optional
         Of a SQL login; called where it is a function, once.
 
+    Attributes
+    ----------
+    address : ServerAddress or None
+    password : str or None
+
     Raises
     ------
     ArgumentError
@@ -42,16 +47,16 @@ class Server:
         self.address: ServerAddress | None = None
         if callable(source):
             self._connect = source
-            self._password = None
+            self.password = None
         else:
             self.address = address = parse_server_address(source)
             if address.integrated and password is not None:
                 raise ArgumentError(f"{address} names no user, so its login is integrated and has no password")
-            self._password = resolve(password)
-            if not address.integrated and self._password is None:
+            self.password = resolve(password)
+            if not address.integrated and self.password is None:
                 raise ArgumentError(f"{address} needs the password of {address.user}")
             adapter = adapter_for(address.driver)
-            self._connect = lambda: adapter.connect(address, self._password)
+            self._connect = lambda: adapter.connect(address, self.password)
 
     def __str__(self) -> str:
         return str(self.address) if self.address else "the server"
@@ -107,8 +112,8 @@ class Server:
         if not words:
             detail = " ".join(str(error).split()) or type(error).__name__
             words = [f"{self} can not be reached: {detail}"]
-        if self._password:
-            words = [text.replace(self._password, "***") for text in words]
+        if self.password:
+            words = [text.replace(self.password, "***") for text in words]
         return SQLError(words, said[0].number if said else None)
 
 
