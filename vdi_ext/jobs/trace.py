@@ -47,6 +47,7 @@ class _Scope:
         self.open_devices: dict[int, str] = {}
         self.moved = {"read": 0, "write": 0}  # bytes since the last counter
         self.counted_at = now
+        self.counted = False  # the last counter was not 0
 
 
 class TraceFile:
@@ -171,6 +172,7 @@ class TraceFile:
     def _throughput(self, scope: _Scope, now: float) -> None:
         period = now - scope.counted_at
         rates = {name: round(moved / period / 2**20, 3) for name, moved in scope.moved.items()}
+        scope.counted = any(scope.moved.values())
         scope.moved = dict.fromkeys(scope.moved, 0)
         scope.counted_at = now
         self._counter(scope, "MiB/s", now, rates)
@@ -190,7 +192,9 @@ class TraceFile:
         if event.subject == "set" and event.state in ("closed", "abort"):
             if any(scope.moved.values()) and event.at > scope.counted_at:
                 self._throughput(scope, event.at)
+            if scope.counted:
                 self._counter(scope, "MiB/s", event.at, dict.fromkeys(scope.moved, 0))
+                scope.counted = False
             self._end_devices(scope, event.at)
         self._instant(scope, lane, f"{event.subject}: {event.state}", "state", event.at, detail)
 
