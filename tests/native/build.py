@@ -11,6 +11,7 @@ from pathlib import Path
 NATIVE = Path(__file__).resolve().parent
 ROOT = NATIVE.parent.parent
 SOURCES = ROOT / "vdi_ext" / "provider" / "src"
+ADAPTER = ROOT / "vdi_ext" / "_platform" / "sqlvdi_linux.cpp"
 LIBRARY = ROOT / "vdi_ext" / "provider" / "libsqlvdi.so"
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 SANITIZERS = {
@@ -102,7 +103,9 @@ class Programs:
         out = self.where / name
         if name not in self._built:
             link = [f"-L{self.library.parent}", "-lsqlvdi", f"-Wl,-rpath,{self.library.parent}", "-o", out]
-            if (NATIVE / f"{name}.cpp").exists():
+            if name == "adapter":  # has the library of its choice, and no other
+                self._run(self.cxx, "-std=c++17", *WARNINGS, NATIVE / "adapter.cpp", ADAPTER, "-ldl", "-o", out)
+            elif (NATIVE / f"{name}.cpp").exists():
                 self._run(self.cxx, "-std=c++11", *WARNINGS, NATIVE / f"{name}.cpp", *link)
             else:
                 self._run(self.cc, "-std=c11", *WARNINGS, NATIVE / f"{name}.c", self.harness, *link)

@@ -7,6 +7,7 @@
  *     noise     each call but the waits prints on standard output, by way of C and of C++
  *     looks     Close says on standard error how often GetCommand was called
  *     wrong     OpenDevice gives a positive number
+ *     umask     Create says on standard error which umask the process has meanwhile
  *
  * It does not forgive what a genuine library need not: a device that is called by two threads, called again after
  * VD_E_CLOSE or after Close, a wait without limit, shared memory that the group can not use. */
@@ -89,6 +90,19 @@ static bool group_may_use_memory()
     return (status.st_mode & 0777) == 0660;
 }
 
+/* Of the first thread, whichever asks. */
+static unsigned umask_of_process()
+{
+    unsigned mask = ~0u;
+    char line[256];
+    FILE *file = fopen("/proc/self/status", "r");
+    while (file && fgets(line, sizeof line, file) && sscanf(line, "Umask: %o", &mask) != 1)
+        ;
+    if (file)
+        fclose(file);
+    return mask;
+}
+
 /* A device object is the program's to delete: this library keeps it and never deletes it before Close. */
 ClientVirtualDevice::ClientVirtualDevice() : cvd(nullptr) {}
 ClientVirtualDevice::~ClientVirtualDevice() {}
@@ -136,6 +150,8 @@ ClientVirtualDeviceSet::~ClientVirtualDeviceSet()
 int ClientVirtualDeviceSet::Create(char *name, VDConfig *cfg)
 {
     noise("Create");
+    if (quirk("umask"))
+        fprintf(stderr, "umask %o\n", umask_of_process());
     if (!group_may_use_memory())
         return SECURITY;
     return cvds->real.Create(name, cfg);
@@ -170,11 +186,12 @@ int ClientVirtualDeviceSet::Close()
     if (quirk("looks"))
         fprintf(stderr, "looks %ld\n", looks);
     int result = cvds->real.Close();
-    for (ClientVirtualDevice *device : cvds->devices) {
-        delete device->cvd->real;
-        delete device->cvd;
-        device->cvd = nullptr;
-    }
+    for (ClientVirtualDevice *device : cvds->devices)
+        if (device->cvd) {
+            delete device->cvd->real;
+            delete device->cvd;
+            device->cvd = nullptr;
+        }
     return result;
 }
 
