@@ -135,6 +135,8 @@ class Entry:
     logical_name: str = ""  # of the data file; it stays when the database is restored under another name
     paths: Mapping[str, str] = field(default_factory=dict)  # of files that RESTORE moved, by logical name
     lock: threading.RLock = field(default_factory=threading.RLock)
+    _freezes: int = 0
+    _thawed: threading.Event = field(default_factory=threading.Event)
 
     @property
     def info(self) -> DatabaseInfo:
@@ -149,8 +151,27 @@ class Entry:
         """Where a file lies, by its logical name."""
         return self.paths.get(name, otherwise)
 
+    def freeze(self) -> None:
+        """Let changes wait until `thaw` was called as often."""
+        with self.lock:
+            self._freezes += 1
+            self._thawed.clear()
+
+    def thaw(self) -> None:
+        with self.lock:
+            self._freezes -= 1
+            if not self._freezes:
+                self._thawed.set()
+
     def change(self, page: int, pages: int, time: datetime) -> int:
         """Change extents; returns the number of the log record that did it. Raises `DatabaseError`, `ValueError`."""
+        while True:
+            with self.lock:
+                if not self._freezes:
+                    return self._change(page, pages, time)
+            self._thawed.wait()
+
+    def _change(self, page: int, pages: int, time: datetime) -> int:
         with self.lock:
             if self.versions is None:
                 raise ValueError(f"{self.name} is no synthetic database")

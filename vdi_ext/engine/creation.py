@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from ..mtf import PAGE_SIZE, FamilyInfo, MtfError
 from .catalog import Entry, entry_of
-from .database import DatabaseError, PagedDatabase, Target
+from .database import DatabaseError, PagedDatabase, Target, Versions
 from .messages import os_error
 from .sqlite import Sqlite
-from .synthetic import RECOVERY_MODELS, Synthetic, SyntheticTarget
+from .synthetic import RECOVERY_MODELS, Synthetic
 
 if TYPE_CHECKING:
     from .execution import Execution
@@ -40,31 +40,37 @@ class Creation:
         self._info = info
         self._found = info.configuration
         self._moves = self._checked_moves()
-        self._replace = execution.statement.replace or (entry is not None and entry.redo is not None)
+        self.replaces = execution.statement.replace or (entry is not None and entry.redo is not None)
         if entry is not None and not execution.statement.replace:
             self._refuse_overwriting(entry)
-        self._database = self._made()
+        self.database = self._made()
 
     def target(self) -> Target:
         """Where the pages go."""
         size = next((file.size for file in self._found.files if file.group_id), 0)
         if size != self._info.pages * PAGE_SIZE:
             raise MtfError(f"a full backup of {self._info.pages} pages of a file of {size} bytes")
-        return self._database.target(self._execution.name, self._info.pages, replace=self._replace)
+        return self.database.target(self._execution.name, self._info.pages, replace=self.replaces)
 
-    def finish(self, target: Target | None) -> Entry:
-        """All pages came: enter the database, with nothing said yet about its state."""
+    def finish(self, versions: Versions | None) -> Entry:
+        """All of it came: enter the database, with nothing said yet about its state.
+
+        Parameters
+        ----------
+        versions : array or None
+            Of the extents of a synthetic database.
+        """
         catalog, found, old = self._execution.engine.catalog, self._found, self._entry
         number = old.id if old is not None else catalog.next_id()
-        entry = entry_of(number, self._execution.name, self._database, datetime.now())
+        entry = entry_of(number, self._execution.name, self.database, datetime.now())
         if old is not None:
             entry.lock = old.lock  # who waits for it waits for its successor
         entry.family_guid = found.family_guid
         model = found.extra.get("recovery_model")
         entry.recovery_model = model if isinstance(model, str) and model in RECOVERY_MODELS else "SIMPLE"
         entry.logical_name = next(file.name for file in found.files if file.group_id)
-        if isinstance(target, SyntheticTarget):
-            entry.versions = target.versions
+        if versions is not None:
+            entry.versions = versions
             entry.paths = self._moves
         catalog.add(entry)
         return entry

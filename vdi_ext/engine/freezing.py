@@ -4,7 +4,8 @@ What a snapshot backup writes of a database is its first extent as it is in the 
 were put back, whether they are those. Files are what the client copies:
 
 * of a SQLite database, the one file. Its writers are held by `freezer`, a process of its own.
-* of synthetic pages, none: they are made when they are wanted, and stand still always.
+* of synthetic pages, none: they are made when they are wanted, out of the state of each extent, which goes into the
+  stream. Changes of it wait.
 """
 
 from __future__ import annotations
@@ -22,14 +23,17 @@ from typing import Protocol
 
 import numpy as np
 
+from ..mtf import MtfError
 from ..mtf.pages import EXTENT_PAGES, PAGE_SIZE, Pages
 from . import freezer
-from .database import Check, DatabaseError, PageDamage, PagedDatabase, PageLedger
+from .catalog import Entry
+from .database import Check, DatabaseError, PageDamage, PagedDatabase, PageLedger, Versions
 from .sqlite import CONTENT, LockedDatabase, Sqlite, SqliteSnapshot, content_pages, contents, described_length
 from .synthetic import Synthetic, SyntheticSnapshot
 
 _HEAD = (EXTENT_PAGES - 1) * CONTENT  # bytes of a SQLite file in the first extent
 _POLL = 100  # milliseconds between two looks at whether to go on
+_MOST_RUNS = 100_000  # of changed extents; a stream of metadata is limited
 _PATIENCE = 10.0  # seconds that the freezer's process may take to answer
 
 
@@ -41,12 +45,18 @@ class Frozen(Protocol):
     def extent(self) -> Pages:
         """The first 8 pages."""
 
+    @property
+    def state(self) -> list[list[int]] | None:
+        """What is in no file: first extent, number of extents and version of those that were changed."""
+
     def thaw(self) -> bool:
         """Let writers go on. Returns whether they were held all the time; the answer stays the same."""
 
 
 class Mount(Protocol):
     """A database whose files are about to be put in place."""
+
+    versions: Versions | None
 
     def accept(self, pages: Pages) -> None:
         """Take pages of the first extent. Raises `PageDamage`."""
@@ -61,12 +71,12 @@ class Mount(Protocol):
         """Let go; also after a failed `finish`."""
 
 
-def freeze(database: PagedDatabase, check: Check, lost: Callable[[], None]) -> Frozen:
+def freeze(entry: Entry, check: Check, lost: Callable[[], None]) -> Frozen:
     """Freeze a database.
 
     Parameters
     ----------
-    database : PagedDatabase
+    entry : Entry
     check : callable
         Called now and then while others are waited for; raises to end the wait.
     lost : callable
@@ -75,21 +85,22 @@ def freeze(database: PagedDatabase, check: Check, lost: Callable[[], None]) -> F
     Raises
     ------
     DatabaseError
-        3032: it has no files that could be frozen. 3271: it cannot be read, or others do not end.
+        3032: it has no files that could be frozen. 3260: too much of it was changed to be described. 3271: it cannot be
+        read, or others do not end.
     """
-    if isinstance(database, Sqlite):
-        return FrozenSqlite(database, check, lost)
-    if isinstance(database, Synthetic):
-        return FrozenSynthetic(database)
+    if isinstance(entry.database, Sqlite):
+        return FrozenSqlite(entry.database, check, lost)
+    if isinstance(entry.database, Synthetic):
+        return FrozenSynthetic(entry, entry.database, lost)
     raise DatabaseError(3032, "snapshot")
 
 
-def mount(database: PagedDatabase, name: str, pages: int, *, replace: bool) -> Mount:
-    """Begin to mount a snapshot of `pages` pages. Raises `DatabaseError`."""
+def mount(database: PagedDatabase, name: str, pages: int, state: object, *, replace: bool) -> Mount:
+    """Begin to mount a snapshot of `pages` pages, with the state that `Frozen.state` was. Raises `DatabaseError`."""
     if isinstance(database, Sqlite):
         return MountedSqlite(database, name, pages, replace=replace)
     if isinstance(database, Synthetic):
-        return MountedSynthetic(database, pages)
+        return MountedSynthetic(database, pages, state)
     raise DatabaseError(3032, "snapshot")
 
 
@@ -98,6 +109,8 @@ def mount(database: PagedDatabase, name: str, pages: int, *, replace: bool) -> M
 
 class FrozenSqlite:
     """A SQLite file whose writers are held by a process of its own, for at most `database.freeze_limit` seconds."""
+
+    state = None
 
     def __init__(self, database: Sqlite, check: Check, lost: Callable[[], None]) -> None:
         self._lost = lost
@@ -151,6 +164,8 @@ class FrozenSqlite:
 
 class MountedSqlite:
     """A SQLite file that the client puts in place; the old one is locked meanwhile."""
+
+    versions: Versions | None = None
 
     def __init__(self, database: Sqlite, name: str, pages: int, *, replace: bool) -> None:
         self._path = database.path
@@ -254,11 +269,28 @@ class _Answers:
 
 
 class FrozenSynthetic:
-    """Pages that are made when they are wanted: nothing is to be held, and there is no file to copy."""
+    """Pages that are made when they are wanted; whoever wants to change them waits, for a limited time."""
 
-    def __init__(self, database: Synthetic) -> None:
-        self.pages = database.pages
-        self._snapshot = SyntheticSnapshot(database)
+    def __init__(self, entry: Entry, database: Synthetic, lost: Callable[[], None]) -> None:
+        self._entry = entry
+        self._lost = lost
+        self._once = threading.Lock()
+        self._frozen = True
+        self._held = True
+        entry.freeze()
+        self._timer = threading.Timer(database.freeze_limit, self._expire)
+        try:
+            with entry.lock:
+                assert entry.versions is not None
+                versions = entry.versions.copy()
+            self.pages = database.pages
+            self.state: list[list[int]] | None = _runs(versions)
+            self._snapshot = SyntheticSnapshot(database, versions)
+            self._timer.daemon = True
+            self._timer.start()
+        except BaseException:
+            entry.thaw()
+            raise
 
     def extent(self) -> Pages:
         pages: Pages = np.empty((EXTENT_PAGES, PAGE_SIZE), np.uint8)
@@ -266,17 +298,34 @@ class FrozenSynthetic:
         return pages
 
     def thaw(self) -> bool:
-        return True
+        self._end(held=True)
+        self._timer.cancel()
+        self._timer.join()
+        return self._held
+
+    def _expire(self) -> None:
+        if self._end(held=False):
+            self._lost()
+
+    def _end(self, *, held: bool) -> bool:
+        with self._once:
+            ended, self._frozen = self._frozen, False
+            if ended:
+                self._held = held
+                self._entry.thaw()
+            return ended
 
 
 class MountedSynthetic:
     """Synthetic pages need no files; the first extent must be theirs."""
 
-    def __init__(self, database: Synthetic, pages: int) -> None:
+    def __init__(self, database: Synthetic, pages: int, state: object) -> None:
         if pages != database.pages:
             raise PageDamage(0, f"the backup holds {pages} pages, the database {database.pages}")
         self._ledger = PageLedger(EXTENT_PAGES)
-        self._expected = FrozenSynthetic(database).extent()
+        self.versions: Versions | None = _versions(state, database.unchanged())
+        self._expected: Pages = np.empty((EXTENT_PAGES, PAGE_SIZE), np.uint8)
+        SyntheticSnapshot(database, self.versions).fill(self._expected, 0)
 
     def accept(self, pages: Pages) -> None:
         pages, ids = self._ledger.admit(pages)
@@ -292,3 +341,30 @@ class MountedSynthetic:
 
     def abandon(self) -> None:
         """Nothing is held."""
+
+
+def _runs(versions: Versions) -> list[list[int]]:
+    """First extent, number of extents and version of what was changed."""
+    edges = [0, *(np.flatnonzero(np.diff(versions)) + 1).tolist(), len(versions)]
+    runs = [
+        [first, end - first, int(versions[first])]
+        for first, end in zip(edges, edges[1:], strict=False)
+        if versions[first]
+    ]
+    if len(runs) > _MOST_RUNS:
+        raise DatabaseError(3260)
+    return runs
+
+
+def _versions(state: object, versions: Versions) -> Versions:
+    """The inverse of `_runs`, of whatever a stream says. Raises `MtfError`."""
+    if not isinstance(state, list):
+        raise MtfError("the snapshot does not say what was changed")
+    for run in state:
+        if not isinstance(run, list) or len(run) != 3 or any(type(value) is not int for value in run):
+            raise MtfError("what the snapshot says of changes is no list of extents")
+        first, count, version = run
+        if not (0 <= first < first + count <= len(versions) and 0 < version <= 0xFFFFFFFF):
+            raise MtfError("the snapshot names extents that are none")
+        versions[first : first + count] = version
+    return versions

@@ -168,6 +168,7 @@ _TEXTS = {
                "additional free bytes, while only {} bytes are available."),
     3258: (16, 'The volume on the device "{}" is not part of the media set that is currently being processed. Ensure '
                "that the backup devices are loaded with the correct media."),
+    3260: (16, "An internal buffer has become full."),
     3261: (16, "SQL Server cannot use the virtual device configuration."),
     3262: (10, "The backup set on file {} is valid."),
     3263: (16, "Cannot use the volume on device '{}' as a continuation volume. It is sequence number {} of family {} "

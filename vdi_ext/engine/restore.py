@@ -232,7 +232,8 @@ class _Plan:
         if info.configuration.kind == "L":
             self._roll_forward(redo, info.configuration)
         elif self._creation is not None:
-            self._entry = self._creation.finish(self._target)
+            made = self._target.versions if isinstance(self._target, SyntheticTarget) else None
+            self._entry = self._creation.finish(made)
             settle(self._entry, self._statement, redo)
         else:
             assert self._entry is not None and isinstance(self._target, SyntheticTarget)

@@ -24,7 +24,8 @@ from ..mtf import EXTENT_PAGES, FamilyInfo, FamilyWriter, MtfError, sector_xors
 from ..mtf.pages import Pages
 from .backup import Backup, allow
 from .catalog import Redo
-from .database import DatabaseError, PagedDatabase
+from .creation import Creation
+from .database import DatabaseError
 from .freezing import Frozen, Mount, freeze, mount
 from .messages import message
 from .outcome import Outcome
@@ -53,33 +54,32 @@ class _Pieces:
 
 def back_up_snapshot(execution: Execution) -> Outcome:
     """Execute a BACKUP DATABASE WITH SNAPSHOT. Raises `Failure`, `DatabaseError`."""
-    database = _checked(execution)
+    _refuse(execution)
     allow(execution.entry, execution.statement)
-    database.check(execution.name)
-    backup = _SnapshotBackup(execution, database)
+    execution.database.check(execution.name)
+    backup = _SnapshotBackup(execution)
     execution.devices.move(backup.run, writing=True)
     return backup.outcome()
 
 
 class _SnapshotBackup:
-    def __init__(self, execution: Execution, database: PagedDatabase) -> None:
+    def __init__(self, execution: Execution) -> None:
         self._execution = execution
-        self._database = database
         self._backup = Backup(execution)
         self._name = execution.name
         self._device = execution.statement.devices[0]
 
     def run(self, transfer: Transfer) -> None:
         execution = self._execution
-        self._backup.begin()
-        backup = self._backup.describe(0, 0)
-        writer = FamilyWriter(self._backup.media, backup, 1, 1)
+        writer = FamilyWriter(self._backup.media, self._backup.describe(0, 0), 1, 1)
         prepare = (CommandCode.PREPARE_TO_FREEZE,) if execution.devices.prepares_to_freeze else ()
         transfer.write(_Pieces(writer.medium()), prepare)
         with self._frozen() as frozen:
-            files = self._backup.files(frozen.pages, frozen.pages)
-            extra = {**backup.extra, "snapshot": True}
-            writer.backup = dataclasses.replace(backup, files=files, snapshot=True, extra=extra)
+            # Changes come to an end before what of the log belongs to it is fixed.
+            self._backup.begin()
+            backup = self._backup.describe(frozen.pages, frozen.pages)
+            extra = {**backup.extra, "snapshot": True, "changed": frozen.state}
+            writer.backup = dataclasses.replace(backup, snapshot=True, extra=extra)
             begin, extent = writer.begin(), frozen.extent()
             writer.pages(EXTENT_PAGES, sector_xors(extent) if backup.checksum else None)
             stream = _Pieces(begin, extent.tobytes(), writer.end(datetime.now()))
@@ -95,7 +95,7 @@ class _SnapshotBackup:
         """The frozen database. Raises `DatabaseError` at the end where it did not stay frozen."""
         execution = self._execution
         devices, log = execution.devices, execution.engine.to_log
-        frozen = freeze(self._database, devices.check, lambda: devices.abort("the database is frozen no longer"))
+        frozen = freeze(execution.entry, devices.check, lambda: devices.abort("the database is frozen no longer"))
         try:
             log(message(3197, self._name))
             try:
@@ -115,9 +115,12 @@ def restore_snapshot(execution: Execution) -> Outcome:
     """Execute a RESTORE DATABASE WITH SNAPSHOT. Raises `Failure`, `DatabaseError`."""
     if execution.name.casefold() == "master":
         raise DatabaseError(3196)
-    if execution.found is None:
-        raise DatabaseError(911, execution.name)
-    plan = _SnapshotRestore(execution, _checked(execution))
+    if execution.name.casefold() == "tempdb":
+        raise DatabaseError(3147)
+    if execution.found is not None:
+        execution.claim()
+    _refuse(execution)
+    plan = _SnapshotRestore(execution)
     stripes = RestoreStripes(1, execution.devices.block_size, plan.begin, plan.accept)
 
     def act(transfer: Transfer) -> None:
@@ -137,10 +140,10 @@ class _SnapshotRestore:
     outcome: Outcome
     _info: FamilyInfo
     _redo: Redo
+    _creation: Creation
 
-    def __init__(self, execution: Execution, database: PagedDatabase) -> None:
+    def __init__(self, execution: Execution) -> None:
         self._execution = execution
-        self._database = database
         self._mount: Mount | None = None
 
     def begin(self, number: int, info: FamilyInfo) -> None:
@@ -158,7 +161,9 @@ class _SnapshotRestore:
         found = info.configuration
         self._info, self._redo = info, redo_of_full(info, found)
         self.outcome = Outcome(info.pages, files, (found.first_lsn, found.last_lsn), info.number)
-        self._mount = mount(self._database, execution.name, info.pages, replace=statement.replace)
+        self._creation = made = Creation(execution, execution.found, info)
+        changed = found.extra.get("changed")
+        self._mount = mount(made.database, execution.name, info.pages, changed, replace=made.replaces)
 
     @property
     def mount(self) -> Mount:
@@ -177,10 +182,7 @@ class _SnapshotRestore:
     def succeed(self) -> Outcome:
         """The statement succeeded."""
         execution = self._execution
-        entry, found = execution.entry, self._info.configuration
-        assert found is not None
-        entry.family_guid = found.family_guid
-        settle(entry, execution.statement, self._redo)
+        settle(self._creation.finish(self.mount.versions), execution.statement, self._redo)
         remember(execution, self._info)
         return self.outcome
 
@@ -189,10 +191,9 @@ class _SnapshotRestore:
             self._mount.abandon()
 
 
-def _checked(execution: Execution) -> PagedDatabase:
-    """The database; raises where a snapshot of it over these devices cannot be."""
+def _refuse(execution: Execution) -> None:
+    """Raise where a snapshot over these devices cannot be."""
     if len(execution.statement.devices) > 1:
         raise DatabaseError(3205, 1)
-    if isinstance(execution.database, Replay):  # its files are those of a backup
+    if execution.found is not None and isinstance(execution.found.database, Replay):  # its files are those of a backup
         raise DatabaseError(3032, "snapshot")
-    return execution.database

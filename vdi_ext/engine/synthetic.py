@@ -42,11 +42,14 @@ class Synthetic:
         From 0. A restore checks against the pages of this seed and this size.
     recovery_model : str
         ``"SIMPLE"``, ``"FULL"`` or ``"BULK_LOGGED"``, to begin with.
+    freeze_limit : float
+        As of a SQLite database.
     """
 
     size: int
     seed: int = 0
     recovery_model: str = "SIMPLE"
+    freeze_limit: float = 300.0
 
     def __post_init__(self) -> None:
         if self.size < 0 or self.seed < 0:
