@@ -287,8 +287,9 @@ class Tape(Medium):
     def _write_mark(self) -> Outcome:
         tape = self.loaded
         tape.cut(self.place)
-        stored, code = tape.zone.store(tape.used, MARK_SIZE, MARK_SIZE, CompletionCode.EOM_OVERFLOW)
-        if stored:
+        # A filemark has no count that could tell of it: where there is room, it is written, warning or not.
+        code = tape.zone.store(tape.used, MARK_SIZE, MARK_SIZE, CompletionCode.EOM_OVERFLOW)[1]
+        if code != CompletionCode.EOM_OVERFLOW:
             tape.append(None)
             self.place = len(tape)
         return Outcome(code)

@@ -2,69 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from media import Cartridge, Client, Disk, Medium, Pipe, Tape, Zone
+from device_statements import Shelf, failure, run
+from media import Medium
 
 from vdi_ext import CommandCode, CompletionCode, Feature
-from vdi_ext.engine import Engine, Message, SqlError, Synthetic
+from vdi_ext.engine import Engine, Synthetic
 
 C, E = CommandCode, CompletionCode
 SIZE = 3_000_000
 KINDS = ["pipe", "pipe, removable", "tape", "disk", "disk, removable"]
 POSITIONED = ["tape", "disk", "disk, removable"]
-Make = Callable[..., Medium]
-
 
 @pytest.fixture
-def make(tmp_path: Path) -> Make:
-    """Makes a medium of a kind; again with the same name, it is the same medium, back at its beginning."""
-
-    def made(kind: str, name: str = "medium", zones: list[Zone] | None = None, discard: bool = False) -> Medium:
-        count = len(zones) if zones else 2 if "removable" in kind or kind == "tape" else 1
-        paths = [tmp_path / f"{name} {number}" for number in range(count)]
-        if kind == "tape":
-            return Tape(map(Cartridge, paths, zones or [Zone() for _ in paths]), discard=discard)
-        return (Disk if kind.startswith("disk") else Pipe)(
-            paths, zones or (), discard=discard, removable="removable" in kind
-        )
-
-    return made
+def make(tmp_path: Path) -> Shelf:
+    return Shelf(tmp_path)
 
 
 @pytest.fixture
 def engine() -> Engine:
     return Engine({f"db{number}": Synthetic(SIZE, number) for number in range(1, 5)})
-
-
-def run(engine: Engine, media: list[Medium], statement: str, features: int = 0, **config: int) -> list[Message]:
-    """Execute a statement with these devices."""
-    with Client(media, Feature(features), **config) as client:
-        joint = "TO" if statement.startswith("BACKUP") else "FROM"
-        head, _, options = statement.partition(" WITH ")
-        text = f"{head} {joint} {client.clauses}" + (f" WITH {options}" if options else "")
-        return list(engine.execute(text).messages)
-
-
-def failure(engine: Engine, media: list[Medium], statement: str, **config: int) -> SqlError:
-    """Execute a statement that fails; the client sees its devices closed (section 9.2)."""
-    error: SqlError | None = None
-    with Client(media, **config) as client:
-        joint = "TO" if statement.startswith("BACKUP") else "FROM"
-        head, _, options = statement.partition(" WITH ")
-        try:
-            engine.execute(f"{head} {joint} {client.clauses}" + (f" WITH {options}" if options else ""))
-        except SqlError as caught:
-            error = caught
-    assert error is not None, "the statement succeeded"
-    assert error.messages[-1].number == 3013
-    return error
-
-
-def codes(medium: Medium) -> list[CommandCode]:
-    return [CommandCode(code) for code in medium.codes()]
 
 
 # ---- each kind, there and back
@@ -73,7 +32,7 @@ def codes(medium: Medium) -> list[CommandCode]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("devices", [1, 3])
 @pytest.mark.parametrize("options", ["", "BLOCKSIZE = 65536, CHECKSUM"])
-def test_there_and_back(engine: Engine, make: Make, kind: str, devices: int, options: str) -> None:
+def test_there_and_back(engine: Engine, make: Shelf, kind: str, devices: int, options: str) -> None:
     media = [make(kind, f"m{number}") for number in range(devices)]
     with_options = f" WITH {options}" if options else ""
     messages = run(engine, media, f"BACKUP DATABASE db1{with_options}", Feature.REQUEST_COMPLETE)
@@ -85,7 +44,7 @@ def test_there_and_back(engine: Engine, make: Make, kind: str, devices: int, opt
 
 
 @pytest.mark.parametrize("kind", POSITIONED)
-def test_backup_sets_are_appended_and_found_again(engine: Engine, make: Make, kind: str) -> None:
+def test_backup_sets_are_appended_and_found_again(engine: Engine, make: Shelf, kind: str) -> None:
     for number in (1, 2, 3):
         run(engine, [make(kind)], f"BACKUP DATABASE db{number}")
     for number in (3, 1, 2):
@@ -98,7 +57,7 @@ def test_backup_sets_are_appended_and_found_again(engine: Engine, make: Make, ki
 
 @pytest.mark.parametrize("kind", POSITIONED)
 @pytest.mark.parametrize("option", ["INIT", "FORMAT"])
-def test_overwriting(engine: Engine, make: Make, kind: str, option: str) -> None:
+def test_overwriting(engine: Engine, make: Shelf, kind: str, option: str) -> None:
     for number in (1, 2):
         run(engine, [make(kind)], f"BACKUP DATABASE db{number} WITH MEDIANAME = 'first'")
     run(engine, [make(kind)], f"BACKUP DATABASE db3 WITH {option}")
@@ -115,7 +74,7 @@ def beginning(medium: Medium) -> bytes:
     return bytes(data)
 
 
-def test_many_sets_are_more_than_one_filemark_can_name(engine: Engine, make: Make) -> None:
+def test_many_sets_are_more_than_one_filemark_can_name(engine: Engine, make: Shelf) -> None:
     """A filemark of 512 bytes names 55 others; each set adds two."""
     engine = Engine({"db": Synthetic(65536)})
     for _ in range(30):
@@ -126,7 +85,7 @@ def test_many_sets_are_more_than_one_filemark_can_name(engine: Engine, make: Mak
 
 
 @pytest.mark.parametrize("kind", POSITIONED)
-def test_a_shorter_backup_over_a_longer_one_ends_the_medium(make: Make, kind: str) -> None:
+def test_a_shorter_backup_over_a_longer_one_ends_the_medium(make: Shelf, kind: str) -> None:
     engine = Engine({"long": Synthetic(SIZE), "short": Synthetic(65536)})
     run(engine, [make(kind)], "BACKUP DATABASE long")
     run(engine, [make(kind)], "BACKUP DATABASE short WITH INIT")

@@ -244,7 +244,7 @@ class _PagesBackup(Backup):
                 backup = self.describe(source.pages or self._whole_pages(), pages)
                 made.append(backup)
                 execution.expect(backup.pages * PAGE_SIZE)
-                transfer = execution.devices.transfer_size
+                transfer = execution.devices.write_size
                 return BackupStripes(
                     source, self.media, backup, transfer, SMALL_BUFFER, extents=extents, mounted=mounted
                 )

@@ -18,18 +18,13 @@ from .positioning import MediumRefused, begin, next_volume, read_label
 from .steps import Drive, Steps
 
 
-def change_for_writing(
-    lane: Lane, streams: Spanning, may_overwrite: bool, store: Callable[[int], None]
-) -> Steps[None]:
-    """Store what the full volume still has to take, end it, and begin the next one.
+def store_rest(lane: Lane, store: Callable[[int], None]) -> Steps[None]:
+    """Store what the medium still has to take after it warned.
 
     Parameters
     ----------
     lane : Lane
-        Nothing of it is outstanding, and its device has warned of the end.
-    streams : Spanning
-    may_overwrite : bool
-        The next medium may hold something else.
+        Nothing of it is outstanding.
     store : callable
         Called with the bytes of each write that is stored.
     """
@@ -44,6 +39,27 @@ def change_for_writing(
             yield from drive.write(slot=slot)
             store(size)
         lane.left.popleft()
+
+
+def change_for_writing(
+    lane: Lane, streams: Spanning, may_overwrite: bool, store: Callable[[int], None]
+) -> Steps[None]:
+    """Store what the full volume still has to take, end it, and begin the next one.
+
+    Parameters
+    ----------
+    lane, store
+        See `store_rest`.
+    streams : Spanning
+    may_overwrite : bool
+        The next medium may hold something else.
+
+    Raises
+    ------
+    MediumRefused
+    """
+    drive = lane.drive
+    yield from store_rest(lane, store)
     if drive.kind.keeps_marks:
         yield from drive.write_mark()
         yield from drive.write(blocks.padded(blocks.end_of_tape(), (), drive.unit))

@@ -17,7 +17,7 @@ from .messages import message
 from .mounting import Mounted, mount
 from .positioning import MediumRefused
 from .replay import ReplayDifference
-from .steps import Kind, kind_of
+from .steps import Kind, kind_of, write_zone
 from .transfer import SMALL_BUFFER, Consumer, Producer, Transfer, TransferError
 from .tsql import Statement
 from .watching import watched
@@ -78,6 +78,12 @@ class DeviceRun:
     def transfer_size(self) -> int:
         """Bytes."""
         return self._statement.max_transfer_size or DEFAULT_TRANSFER_SIZE
+
+    @property
+    def write_size(self) -> int:
+        """Most bytes of one write, once the devices are open: no more than fits where a medium warns of its end."""
+        zone = write_zone(self._kind, self.block_size)
+        return self.transfer_size if zone is None else max(65536, min(self.transfer_size, zone // 65536 * 65536))
 
     def cancel(self) -> None:
         """End it. Any thread."""

@@ -134,7 +134,6 @@ class Lane:
         self.own_small = slot(True)
         self.small: Slot | None = self.own_small  # None while it is out
         self.control = slot(False)
-        self.mark = slot(False)
         self.item: Item | None = None
         self.outstanding = 0
         self.order: deque[Slot] = deque()  # of transfers and filemarks, as sent

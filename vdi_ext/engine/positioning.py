@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 from ..constants import CommandCode, CompletionCode, Whence
 from ..mtf import BlockSizeError, FamilyInfo, FamilyReader, MtfError, NotMtfError, TruncatedError, blocks
-from ..mtf.volumes import filemarks_before, number_of_last_set
+from ..mtf.volumes import block_at, filemarks_before, number_of_last_set
 from .database import DatabaseError
 from .steps import ENDS, MARK, Answer, Drive, Steps
 
 _FAR = 0x7FFFFFFF  # filemarks: more than any medium holds
+_LONGEST_END = 1 << 20  # bytes of what ends a set
 
 
 class MediumRefused(DatabaseError):
@@ -215,14 +216,29 @@ def _append_to_tape(drive: Drive, found: Label) -> Steps[Place]:
         # Back before the mark in front of the last file, and across it again.
         for count in (-2, 1):
             yield from drive.do(CommandCode.SKIP_MARKS, count)
-        answer = yield from drive.read(drive.unit)
-        if answer.data[:4] != b"EOTM":
-            number = number_of_last_set(answer.data)
+        last = yield from _last_block(drive)
+        if last[:4] != b"EOTM":
+            number = number_of_last_set(last)
             assert end is not None
             yield from drive.do(CommandCode.SET_POSITION, 0, end)
             return Place(found.size, (), number + 1, end, found.sequence)
         found = yield from next_volume(drive, found.info, found.sequence + 1)
         start = yield from drive.address()
+
+
+def _last_block(drive: Drive) -> Steps[bytes]:
+    """Read the file between two filemarks: EOTM, or the two ESETs, of which it returns one.
+
+    On a volume that continues just the end of a set, the repeated blocks precede what is left of them.
+    """
+    data: bytes = (yield from drive.read(drive.unit)).data
+    if data[:4] != b"SSET" or not (block := block_at(data)) or not block.is_continuation:
+        return data
+    code: int = CompletionCode.SUCCESS
+    while code == CompletionCode.SUCCESS and len(data) < _LONGEST_END:
+        answer = yield from drive.read(drive.unit)
+        data, code = data + answer.data, answer.code
+    return data[-drive.unit :]
 
 
 def next_volume(drive: Drive, info: FamilyInfo, sequence: int) -> Steps[Label]:

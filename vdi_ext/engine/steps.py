@@ -104,6 +104,16 @@ def kind_of(asked: DeviceSetConfig) -> Kind | None:
     return Kind(names[own], removable, bool(asked.features & Feature.DISCARD), asked.eom_warning_size)
 
 
+def write_zone(kind: Kind, block_size: int) -> int | None:
+    """Bytes that may be on their way to a device so that all of them fit when it warns (7.5); None: any number.
+
+    Two filemarks and EOTM have to fit as well.
+    """
+    if not kind.removable or not kind.warning:
+        return None
+    return max(0, kind.warning - 4 * max(blocks.FORMAT_BLOCK, block_size))
+
+
 class Request(NamedTuple):
     """A command to be sent.
 

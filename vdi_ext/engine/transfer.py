@@ -20,10 +20,10 @@ from ..constants import CommandCode, CompletionCode
 from ..errors import VDAbortError, VDIOError
 from ..mtf.pages import PAGE_SIZE
 from ..server import Completion, ServerDevice, ServerDeviceSet
-from .continuation import change_for_reading, change_for_writing, is_next_volume_wanted
+from .continuation import change_for_reading, change_for_writing, is_next_volume_wanted, store_rest
 from .lane import Bytes, Consumer, Filemark, Item, Lane, Producer, Slot, Spanning, load
 from .positioning import Feed, Place, go_to_set
-from .steps import ENDS, MARK, WARNING, Answer, Drive, Kind, Steps, TransferError, abandon, name_of
+from .steps import ENDS, MARK, WARNING, Answer, Drive, Kind, Steps, TransferError, abandon, name_of, write_zone
 
 __all__ = ["SMALL_BUFFER", "Bytes", "Consumer", "Filemark", "Item", "Producer", "Transfer", "TransferError"]
 
@@ -71,8 +71,7 @@ class Transfer:
         self._outstanding = 0
         # A slow device keeps its share and no more; two commands let it work on one while the other travels.
         self._share = max(2, -(-buffers // len(devices)))
-        # What a medium holds still when it first warns, without what ends a volume: that much may be on its way (7.5).
-        self._zone = max(0, kind.warning - 4 * max(1024, block_size)) if kind.removable and kind.warning else None
+        self._zone = write_zone(kind, block_size)
         self._slots: list[Slot] = []
         self._free: list[Slot] = []
         try:
@@ -267,14 +266,14 @@ class Transfer:
     def _end_volume(self, lane: Lane, producer: Producer) -> None:
         """The medium has warned, and all that was on its way has come back."""
         lane.ending = False
-        if not lane.left and lane.item is None:
+        lane.item = lane.item or producer.next(lane.number)
+        if isinstance(lane.item, Filemark):
+            # What it ends is on this volume, so it is too.
+            mark = Slot(self._events)
+            mark.lane, mark.code = lane, CommandCode.WRITE_MARK
+            lane.left.append(mark)
             lane.item = producer.next(lane.number)
-        if not lane.left and lane.item is None:
-            lane.exhausted = True
-            self._begin(lane, lane.drive.clear(), lambda _: _unblock(lane))
-            return
-        if not hasattr(producer, "continuation"):
-            self._fail(TransferError(lane.device.name, "write", WARNING))
+        lane.exhausted = lane.item is None
         kept = list(lane.left)
 
         def done(_: None) -> None:
@@ -282,12 +281,17 @@ class Transfer:
                 self._put_back(slot)
                 if slot.payload:
                     self._progress(slot.payload)
-            _unblock(lane)
+            lane.blocked = lane.ending = False
 
         def store(count: int) -> None:
             lane.place += count
 
-        self._begin(lane, change_for_writing(lane, cast(Spanning, producer), self._may_overwrite, store), done)
+        if lane.exhausted:
+            self._begin(lane, store_rest(lane, store), done)
+        elif not hasattr(producer, "continuation"):
+            self._fail(TransferError(lane.device.name, "write", WARNING))
+        else:
+            self._begin(lane, change_for_writing(lane, cast(Spanning, producer), self._may_overwrite, store), done)
 
     def _send_writes(self, producer: Producer) -> None:
         while True:
@@ -299,7 +303,7 @@ class Transfer:
             assert item is not None
             lane.item = None
             if isinstance(item, Filemark):
-                slot, code = lane.mark, CommandCode.WRITE_MARK
+                slot, code = Slot(self._events), CommandCode.WRITE_MARK
             else:
                 found = self._take(lane, item.size)
                 assert found is not None and found.data is not None
@@ -333,7 +337,7 @@ class Transfer:
                 lane.exhausted = True
                 return False
         if isinstance(lane.item, Filemark):
-            return lane.mark not in lane.order
+            return True
         if self._zone is not None and lane.asked and lane.asked + lane.item.size > self._zone:
             return False
         return bool(self._free) or (lane.item.size <= SMALL_BUFFER and lane.small is not None)
@@ -513,7 +517,7 @@ class Transfer:
         assert lane is not None
         if slot is lane.own_small:
             lane.small = slot
-        elif slot is not lane.mark:
+        elif slot.buffer is not None:
             self._free.append(slot)
 
     def _send(self, lane: Lane, slot: Slot, code: CommandCode, size: int, position: int = 0) -> bool:
@@ -574,11 +578,6 @@ def _transfers(code: CommandCode) -> bool:
 
 def _array(data: bytes) -> Bytes:
     return np.frombuffer(data, np.uint8)
-
-
-def _unblock(lane: Lane) -> None:
-    """A write may be sent again."""
-    lane.blocked = lane.ending = False
 
 
 def _go_on(lane: Lane) -> None:
