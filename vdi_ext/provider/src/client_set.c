@@ -253,22 +253,9 @@ static HRESULT STDMETHODCALLTYPE MapBufferHandle(IClientVirtualDeviceSet2 *This,
 
 /* ---- IUnknown */
 
-static HRESULT query(struct client_set *s, const IID *riid, void **out) {
-    if (!riid || !out)
-        return E_POINTER;
-    /* Old clients ask for the first interface and call slots of the second: one vtable answers for both. */
-    if (guid_equal(riid, &IID_IUnknown) || guid_equal(riid, &IID_IClientVirtualDeviceSet) ||
-        guid_equal(riid, &IID_IClientVirtualDeviceSet2))
-        *out = &s->iface;
-    else if (guid_equal(riid, &IID_IVdiEmbeddedSet))
-        *out = &s->extra;
-    else {
-        *out = NULL;
-        return E_NOINTERFACE;
-    }
-    atomic_fetch_add(&s->refs, 1);
-    return S_OK;
-}
+/* Old clients ask for the first interface and call slots of the second: one vtable answers for both. */
+static const IID *const own_ids[] = {&IID_IUnknown, &IID_IClientVirtualDeviceSet, &IID_IClientVirtualDeviceSet2, NULL};
+_Static_assert(offsetof(struct client_set, extra) == offsetof(struct two_faced, extra), "as set_query finds it");
 
 static ULONG release(struct client_set *s) {
     ULONG left = atomic_fetch_sub(&s->refs, 1) - 1;
@@ -282,7 +269,7 @@ static ULONG release(struct client_set *s) {
 }
 
 static HRESULT STDMETHODCALLTYPE QueryInterface(IClientVirtualDeviceSet2 *This, const IID *riid, void **out) {
-    return query(SET_OF(This), riid, out);
+    return set_query((struct two_faced *)This, own_ids, riid, out);
 }
 static ULONG STDMETHODCALLTYPE AddRef(IClientVirtualDeviceSet2 *This) {
     return atomic_fetch_add(&SET_OF(This)->refs, 1) + 1;
@@ -294,14 +281,6 @@ static const IClientVirtualDeviceSet2Vtbl client_set_vtbl = {
     SignalAbort,    OpenInSecondary, GetBufferHandle, MapBufferHandle, CreateEx,         OpenInSecondaryEx};
 
 /* ---- IVdiEmbeddedSet */
-
-static HRESULT STDMETHODCALLTYPE ExtraQueryInterface(IVdiEmbeddedSet *This, const IID *riid, void **out) {
-    return query(SET_OF_EXTRA(This), riid, out);
-}
-static ULONG STDMETHODCALLTYPE ExtraAddRef(IVdiEmbeddedSet *This) {
-    return atomic_fetch_add(&SET_OF_EXTRA(This)->refs, 1) + 1;
-}
-static ULONG STDMETHODCALLTYPE ExtraRelease(IVdiEmbeddedSet *This) { return release(SET_OF_EXTRA(This)); }
 
 static HRESULT STDMETHODCALLTYPE GetState(IVdiEmbeddedSet *This, DWORD *state) {
     if (!state)
@@ -384,8 +363,8 @@ static HRESULT STDMETHODCALLTYPE GetAbortInfo(IVdiEmbeddedSet *This, VdiAbortInf
 }
 
 static const IVdiEmbeddedSetVtbl client_extra_vtbl = {
-    ExtraQueryInterface, ExtraAddRef, ExtraRelease, GetState,              GetSetId,    SetAccessGroup,
-    DescribeBuffer,      MapBuffer,   CheckBuffer,  SignalAbortWithReason, GetAbortInfo};
+    extra_query,    extra_add_ref, extra_release, GetState,              GetSetId,    SetAccessGroup,
+    DescribeBuffer, MapBuffer,     CheckBuffer,   SignalAbortWithReason, GetAbortInfo};
 
 HRESULT client_set_create(const IID *riid, void **ppv) {
     struct client_set *s = calloc(1, sizeof *s);
@@ -397,7 +376,7 @@ HRESULT client_set_create(const IID *riid, void **ppv) {
     s->generation = atomic_load(&fork_generation);
     pthread_mutex_init(&s->lock, NULL);
     atomic_fetch_add(&live_objects, 1);
-    HRESULT hr = query(s, riid, ppv);
+    HRESULT hr = QueryInterface(&s->iface, riid, ppv);
     release(s);
     return hr;
 }

@@ -1,7 +1,29 @@
-/* The entry of a COM in-process server: a class factory for each half. */
+/* The entry of a COM in-process server: a class factory for each half, and the identities of what they make. */
 #include "internal.h"
 
 _Atomic uint32_t live_objects;
+
+HRESULT set_query(struct two_faced *set, const IID *const own_ids[], const IID *riid, void **out) {
+    if (!riid || !out)
+        return E_POINTER;
+    *out = guid_equal(riid, &IID_IVdiEmbeddedSet) ? &set->extra : NULL;
+    for (unsigned i = 0; own_ids[i]; i++)
+        if (guid_equal(riid, own_ids[i]))
+            *out = &set->own;
+    if (!*out)
+        return E_NOINTERFACE;
+    set->own.lpVtbl->AddRef(&set->own);
+    return S_OK;
+}
+
+static IUnknown *own_of(IVdiEmbeddedSet *This) {
+    return (IUnknown *)((char *)This - offsetof(struct two_faced, extra));
+}
+HRESULT STDMETHODCALLTYPE extra_query(IVdiEmbeddedSet *This, const IID *riid, void **out) {
+    return own_of(This)->lpVtbl->QueryInterface(own_of(This), riid, out);
+}
+ULONG STDMETHODCALLTYPE extra_add_ref(IVdiEmbeddedSet *This) { return own_of(This)->lpVtbl->AddRef(own_of(This)); }
+ULONG STDMETHODCALLTYPE extra_release(IVdiEmbeddedSet *This) { return own_of(This)->lpVtbl->Release(own_of(This)); }
 
 typedef HRESULT (*create_fn)(const IID *riid, void **ppv);
 

@@ -178,6 +178,15 @@ void follower_stop(struct follower *f);
 extern _Atomic uint32_t live_objects;
 HRESULT client_set_create(const IID *riid, void **ppv);
 HRESULT server_set_create(const IID *riid, void **ppv);
+struct two_faced { /* the head of a set of either half: its own interface and the private one */
+    IUnknown own;
+    IVdiEmbeddedSet extra;
+};
+HRESULT set_query(struct two_faced *set, const IID *const own_ids[], const IID *riid, void **out); /* NULL ends the ids */
+/* IUnknown of the private interface, by way of the own one. */
+HRESULT STDMETHODCALLTYPE extra_query(IVdiEmbeddedSet *This, const IID *riid, void **out);
+ULONG STDMETHODCALLTYPE extra_add_ref(IVdiEmbeddedSet *This);
+ULONG STDMETHODCALLTYPE extra_release(IVdiEmbeddedSet *This);
 static inline bool guid_equal(const GUID *a, const GUID *b) { return !memcmp(a, b, sizeof *a); }
 
 /* ---- config.c: rules for VDConfig */

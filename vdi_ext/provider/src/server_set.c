@@ -444,20 +444,8 @@ void server_drop(struct server_set *s) {
     free(s);
 }
 
-static HRESULT query(struct server_set *s, const IID *riid, void **out) {
-    if (!riid || !out)
-        return E_POINTER;
-    if (guid_equal(riid, &IID_IUnknown) || guid_equal(riid, &IID_IServerVirtualDeviceSet2))
-        *out = &s->iface;
-    else if (guid_equal(riid, &IID_IVdiEmbeddedSet))
-        *out = &s->extra;
-    else {
-        *out = NULL;
-        return E_NOINTERFACE;
-    }
-    atomic_fetch_add(&s->refs, 1);
-    return S_OK;
-}
+static const IID *const own_ids[] = {&IID_IUnknown, &IID_IServerVirtualDeviceSet2, NULL};
+_Static_assert(offsetof(struct server_set, extra) == offsetof(struct two_faced, extra), "as set_query finds it");
 
 static ULONG release(struct server_set *s) {
     ULONG left = atomic_fetch_sub(&s->refs, 1) - 1;
@@ -470,7 +458,7 @@ static ULONG release(struct server_set *s) {
 }
 
 static HRESULT STDMETHODCALLTYPE QueryInterface(IServerVirtualDeviceSet2 *This, const IID *riid, void **out) {
-    return query(SET_OF(This), riid, out);
+    return set_query((struct two_faced *)This, own_ids, riid, out);
 }
 static ULONG STDMETHODCALLTYPE AddRef(IServerVirtualDeviceSet2 *This) {
     return atomic_fetch_add(&SET_OF(This)->refs, 1) + 1;
@@ -487,14 +475,6 @@ static const IServerVirtualDeviceSet2Vtbl server_set_vtbl = {QueryInterface,    
                                                              SignalAbort,           Close};
 
 /* ---- IVdiEmbeddedSet */
-
-static HRESULT STDMETHODCALLTYPE ExtraQueryInterface(IVdiEmbeddedSet *This, const IID *riid, void **out) {
-    return query(SET_OF_EXTRA(This), riid, out);
-}
-static ULONG STDMETHODCALLTYPE ExtraAddRef(IVdiEmbeddedSet *This) {
-    return atomic_fetch_add(&SET_OF_EXTRA(This)->refs, 1) + 1;
-}
-static ULONG STDMETHODCALLTYPE ExtraRelease(IVdiEmbeddedSet *This) { return release(SET_OF_EXTRA(This)); }
 
 static HRESULT STDMETHODCALLTYPE GetState(IVdiEmbeddedSet *This, DWORD *state) {
     struct server_set *s = SET_OF_EXTRA(This);
@@ -557,8 +537,8 @@ static HRESULT STDMETHODCALLTYPE GetAbortInfo(IVdiEmbeddedSet *This, VdiAbortInf
 }
 
 static const IVdiEmbeddedSetVtbl server_extra_vtbl = {
-    ExtraQueryInterface, ExtraAddRef, ExtraRelease, GetState,              GetSetId,    SetAccessGroup,
-    DescribeBuffer,      MapBuffer,   CheckBuffer,  SignalAbortWithReason, GetAbortInfo};
+    extra_query,    extra_add_ref, extra_release, GetState,              GetSetId,    SetAccessGroup,
+    DescribeBuffer, MapBuffer,     CheckBuffer,   SignalAbortWithReason, GetAbortInfo};
 
 HRESULT server_set_create(const IID *riid, void **ppv) {
     struct server_set *s = calloc(1, sizeof *s);
@@ -577,7 +557,7 @@ HRESULT server_set_create(const IID *riid, void **ppv) {
     gate_init(&s->gate);
     allocator_init(&s->space, 0, 512);
     atomic_fetch_add(&live_objects, 1);
-    HRESULT hr = query(s, riid, ppv);
+    HRESULT hr = QueryInterface(&s->iface, riid, ppv);
     release(s);
     return hr;
 }
