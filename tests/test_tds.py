@@ -407,8 +407,8 @@ def test_several_calls_in_one_request(raw: RawClient) -> None:
 
 
 def test_output_parameters_come_back(raw: RawClient) -> None:
-    answer = raw.call(10, text("USE db"), text("@a int OUTPUT"), integer(41, "@a", output=True))
-    assert [int.from_bytes(value, "little") for value in answer.values] == [41]
+    answer = raw.call(10, text("SET @a = @a + 1"), text("@a int OUTPUT"), integer(41, "@a", output=True))
+    assert [int.from_bytes(value, "little") for value in answer.values] == [42]
 
 
 # ---- transactions

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import logging
 import re
+import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +15,7 @@ import pytest
 from engine_clients import Recorder, client
 from tds_clients import ALL, DRIVERS, LOGIN, LOGIN_ONLY, PASSWORD, PLAIN, STRICT, Driver, connected, tsql
 
+from vdi_ext import Command
 from vdi_ext.engine import Engine, database_at
 from vdi_ext.engine.tds import Endpoint
 
@@ -155,7 +160,9 @@ def test_the_first_error_of_a_backup_reaches_the_caller(driver, endpoint, certif
 
 def test_a_syntax_error(driver, endpoint, certificate) -> None:
     with connected(driver, endpoint, driver.modes[0], certificate) as connection:
-        assert "Incorrect syntax near the keyword 'DATABASE'" in str(driver.run(connection, "BACKUPS DATABASE db").error)
+        assert "Incorrect syntax near the keyword 'DATABASE'" in str(
+            driver.run(connection, "BACKUPS DATABASE db").error
+        )
 
 
 def test_a_backup_within_a_transaction_is_refused(driver, endpoint, certificate) -> None:
@@ -163,6 +170,107 @@ def test_a_backup_within_a_transaction_is_refused(driver, endpoint, certificate)
         outcome = driver.run(connection, "BACKUP DATABASE db TO VIRTUAL_DEVICE = 'any'")
         assert "Cannot perform a backup or restore operation within a transaction." in str(outcome.error)
         connection.rollback()
+
+
+def test_drivers_of_odbc_stop_at_each_message_and_can_step_on(endpoint, certificate) -> None:
+    """Who closes before the last step has ended a backup half-way: the same as with SQL Server."""
+    for name, steps in (("mssql-python", True), ("pyodbc", True), ("pymssql", False), ("python-tds", False)):
+        driver = DRIVERS[name]()
+        with connected(driver, endpoint, driver.modes[0], certificate) as connection, client(1, Recorder(1)) as one:
+            outcome = driver.run(connection, f"BACKUP DATABASE db TO {one.clauses} WITH STATS = 25")
+        assert outcome.error is None
+        assert (outcome.steps >= 5) is steps, name
+
+
+# ---- queries and parameters
+
+
+def test_queries(driver, endpoint, certificate) -> None:
+    with connected(driver, endpoint, driver.modes[-1], certificate) as connection:
+        ((version,),) = driver.rows(connection, "SELECT @@VERSION")
+        assert version.startswith("Microsoft SQL Server")
+        assert driver.rows(connection, "SELECT @@SERVERNAME, IS_SRVROLEMEMBER('sysadmin')") == [("STANDIN", 1)]
+        assert ("db",) in driver.rows(connection, "SELECT name FROM sys.databases")
+
+
+VALUES = [
+    5, 2**40, True, None, 1.5, decimal.Decimal("-12.345"), "häß €", "x" * 3000, b"ab\0",
+    datetime.datetime(2024, 1, 2, 3, 4, 5), uuid.UUID(int=5 << 90),
+]  # fmt: skip
+# Types that a driver does not tell the server, or gives back as text.
+AS_TEXT = {
+    "pymssql": (datetime.datetime, uuid.UUID),  # it writes values into the statement
+    "pyodbc": (uuid.UUID,),
+    "python-tds": (bytes,),
+}
+
+
+def test_parameters_arrive_as_they_were_given(driver, endpoint, certificate, request) -> None:
+    differ = AS_TEXT.get(request.node.callspec.params["driver"], ())
+    with connected(driver, endpoint, driver.modes[-1], certificate) as connection:
+        for value in VALUES:
+            ((back,),) = driver.rows(connection, f"SELECT {driver.mark}", value)
+            if not isinstance(value, differ):
+                assert back == value
+            else:
+                plain = value.decode() if isinstance(value, bytes) else str(value)
+                assert str(back).removesuffix(".000").upper() == plain.upper()
+
+
+def test_a_driver_cancels(endpoint, certificate) -> None:
+    """With an attention, while another thread waits for the statement; the connection is good for more."""
+    driver = DRIVERS["pyodbc"]()
+    reached, go = threading.Event(), threading.Event()
+
+    def stalled(number: int, command: Command) -> None:
+        reached.set()
+        go.wait(30)
+
+    with connected(driver, endpoint, ALL, certificate) as connection, client(1, stalled) as one:
+        cursor, errors = connection.cursor(), []
+
+        def work() -> None:
+            try:
+                cursor.execute(f"BACKUP DATABASE db TO {one.clauses}")
+            except driver.error as error:
+                errors.append(error)
+
+        worker = threading.Thread(target=work)
+        worker.start()
+        assert reached.wait(30)
+        cursor.cancel()
+        worker.join(30)
+        go.set()
+        cursor.close()
+        assert len(errors) == 1
+        assert driver.rows(connection, "SELECT 1") == [(1,)]
+    assert [type(error).__name__ for error in one.errors] == ["VDAbortError"]
+
+
+def test_kill_ends_a_connection_and_its_backup(endpoint, certificate) -> None:
+    driver = DRIVERS["pymssql"]()
+    reached, go = threading.Event(), threading.Event()
+
+    def stalled(number: int, command: Command) -> None:
+        reached.set()
+        go.wait(30)
+
+    with (
+        connected(driver, endpoint, PLAIN, certificate) as victim,
+        connected(driver, endpoint, PLAIN, certificate) as other,
+    ):
+        ((spid,),) = driver.rows(victim, "SELECT @@SPID")
+        with client(1, stalled) as one:
+            outcomes = []
+            batch = f"BACKUP DATABASE db TO {one.clauses}"
+            worker = threading.Thread(target=lambda: outcomes.append(driver.run(victim, batch)))
+            worker.start()
+            assert reached.wait(30)
+            assert driver.run(other, f"KILL {spid}").error is None
+            go.set()
+            worker.join(30)
+        assert [type(error).__name__ for error in one.errors] == ["VDAbortError"]
+        assert outcomes[0].error is not None
 
 
 # ---- tsql

@@ -134,34 +134,32 @@ class Procedures:
         self, prepared: Prepared, given: tuple[Argument, ...], first: int, answer: Answer
     ) -> list[tuple[int, str, SqlType, Value]]:
         """Run a text with parameters; `first` is the place of the first of them in the call."""
-        bound, outputs = _bind(prepared, given, first)
-        parameters = {name: Parameter(given.type, given.value, given.output) for name, given in bound.items()}
+        bound = _bind(prepared, given)
+        parameters = {name: Parameter(one.type, one.value, one.output) for name, one in bound.items()}
         self._session.run(prepared.text, answer, parameters)
-        return outputs
+        return [
+            (first + place, one.name, one.type, self._session.value(name))
+            for place, (name, one) in enumerate(bound.items())
+            if one.output
+        ]
 
 
-def _bind(
-    prepared: Prepared, given: tuple[Argument, ...], first: int
-) -> tuple[dict[str, Argument], list[tuple[int, str, SqlType, Value]]]:
-    """Arguments by the names that the statement declares, and what the caller wants back."""
+def _bind(prepared: Prepared, given: tuple[Argument, ...]) -> dict[str, Argument]:
+    """Arguments by the names that the statement declares, in the order of the arguments."""
     names = [one.name.casefold() for one in prepared.declared]
     if len(given) > len(names):
         raise _failure(8144, "sp_executesql")
     bound: dict[str, Argument] = {}
-    outputs: list[tuple[int, str, SqlType, Value]] = []
     for place, argument in enumerate(given):
         name = argument.name.casefold() or names[place]
         if name not in names:
             raise _failure(8145, argument.name, "sp_executesql")
         bound[prepared.declared[names.index(name)].name] = argument
-        if argument.output:
-            # No statement that is understood here assigns: they come back as they went.
-            outputs.append((first + place, argument.name, argument.type, argument.value))
     for one in prepared.declared:
         if one.name not in bound:
             declaration = ", ".join(other.name for other in prepared.declared)
             raise _failure(8178, f"({declaration}){prepared.text}"[:4000], one.name)
-    return bound, outputs
+    return bound
 
 
 def _text(call: Call, place: int) -> str:

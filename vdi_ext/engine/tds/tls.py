@@ -73,7 +73,7 @@ def make(host: str) -> Tls:
     CertificateError
         The package `cryptography` is absent: install `vdi_ext[serve]`.
     """
-    certificate, key = _make(host)
+    certificate, key = generate(host)
     with tempfile.TemporaryDirectory(prefix="vdi-ext-") as folder:  # readable by this user alone
         paths = [os.path.join(folder, name) for name in ("certificate", "key")]
         for path, content in zip(paths, (certificate, key), strict=True):
@@ -93,7 +93,8 @@ def _no_passphrase() -> bytes:
     raise CertificateError("the key of the certificate is encrypted; give one that is not")
 
 
-def _make(host: str) -> tuple[bytes, bytes]:
+def generate(host: str) -> tuple[bytes, bytes]:
+    """A certificate that nobody signed, and its key, both in PEM. Raises `CertificateError` as `make`."""
     try:
         from cryptography import x509
         from cryptography.hazmat.primitives import hashes, serialization
