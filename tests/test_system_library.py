@@ -173,6 +173,41 @@ def test_the_command_line_prints_nothing_of_the_library_s(peculiar: Path, tmp_pa
         assert "NOISE of C: " in done.stderr and "NOISE of C++: " in done.stderr
 
 
+def test_over_the_network_as_with_a_real_server(peculiar: Path, tmp_path: Path) -> None:
+    """Server, backup and restore are processes of their own, and the stream is on standard output, with the noise."""
+    variables = os.environ | {"SQLVDI_QUIRKS": "noise,seconds", "PYTHONPATH": str(ROOT), "WORD": "Secret1!"}
+    tool = [sys.executable, "-P", "-m", "vdi_ext"]
+    databases = [f"--database={name}=synthetic:4MiB:7" for name in ("sales", "copy")]
+    serve = [*tool, "serve", "--listen=127.0.0.1:0", "--login=sa=env:WORD", "--json", *databases]
+    with subprocess.Popen(serve, env=variables, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        try:
+            port = json.loads(server.stdout.readline())["port"]
+            options = [f"--provider={peculiar}", "--password-env=WORD", "--quiet"]
+
+            def pipe(way: str, database: str, *more: str, **files: object) -> str:
+                address = f"mssql://sa@127.0.0.1:{port}?database={database}&driver=pymssql&encrypt=no"
+                done = subprocess.run(
+                    [*tool, "pipe", way, address, *options, *more],
+                    env=variables, stderr=subprocess.PIPE, text=True, timeout=60, **files,
+                )  # fmt: skip
+                assert done.returncode == 0, done.stderr
+                assert "NOISE of C: ClientVirtualDeviceSet::Create" in done.stderr
+                return done.stdout or ""
+
+            with open(tmp_path / "stream", "w+b") as stream:
+                pipe("backup", "sales", stdout=stream)
+                size = os.fstat(stream.fileno()).st_size
+                stream.seek(0)
+                assert stream.read(4) == b"TAPE" and size % 512 == 0
+                stream.seek(0)
+                assert b"NOISE" not in stream.read()
+                stream.seek(0)
+                said = pipe("restore", "copy", "--replace", stdin=stream, stdout=subprocess.PIPE)
+                assert said.startswith("restored ") and "NOISE" not in said
+        finally:
+            server.terminate()
+
+
 @contextmanager
 def server_of(name: str, devices: int = 1) -> Iterator[tuple[ServerDeviceSet, list[ServerDevice]]]:
     """The server's half of a set that exists, here, on the embedded provider."""
