@@ -70,8 +70,9 @@ def _refuse(options: argparse.Namespace, *names: str) -> None:
 
 def _common(options: argparse.Namespace) -> dict:
     _refuse(options, "buffer_count", "max_transfer_size", "stats", "no_complete", "sql", "print_sql")
+    name = options.database
     return {
-        "databases": options.database and [options.database],
+        "databases": name if jobs.is_selector(name) else name and [name],
         "provider": options.provider,
         "block_size": options.block_size,
         "checksum": options.checksum,

@@ -99,6 +99,8 @@ class DatabaseInfo:
     family_guid, recovery_fork : UUID
     path : str
         Of its data file, or its address.
+    has_log_file : bool
+        Not of SQLite, which has one file.
     """
 
     id: int
@@ -110,6 +112,7 @@ class DatabaseInfo:
     family_guid: uuid.UUID
     recovery_fork: uuid.UUID
     path: str
+    has_log_file: bool = True
 
 
 @dataclass
@@ -145,6 +148,7 @@ class Entry:
             return DatabaseInfo(
                 self.id, self.name, self.created, self.state, self.standby is not None, self.recovery_model,
                 uuid.UUID(bytes_le=self.family_guid), fork, address_of(self.database),
+                not isinstance(self.database, Sqlite),
             )  # fmt: skip
 
     def path(self, name: str, otherwise: str) -> str:

@@ -130,7 +130,7 @@ def backup(
         place.check_devices(count)
         reporter = Reporter("backup", progress, place.size, events)
         writer = SetWriter(
-            _path_of(target, place, kind), count, expected_size=place.size or 0, database=place.database,
+            path_of(target, place, kind), count, expected_size=place.size or 0, database=place.database,
             source=place.address, tool=f"vdi-ext {tool_version()}",
         )  # fmt: skip
         stores = [_Store(stripe, reporter, inspect) for stripe in writer.stripes]
@@ -161,7 +161,8 @@ def backup(
     return Result(path, writer.manifest.size, count, seconds, tuple(job.statement.messages), place.database)
 
 
-def _path_of(target: str | os.PathLike[str], place: Place, kind: str) -> str:
+def path_of(target: str | os.PathLike[str], place: Place, kind: str) -> str:
+    """Where the set goes: the target with its tokens filled in."""
     if not isinstance(target, str) or not ("{" in target or "}" in target):
         return os.fspath(target)
     name = server_name(place.session) if place.session is not None and has_token(target, "server") else "stand-in"

@@ -108,6 +108,8 @@ def expected_size(session: Session, database: str) -> int | None:
 def database_files(session: Session, database: str) -> list[str]:
     """Paths of the files of a database, as its server names them; none where it does not know the database.
 
+    A file that is named otherwise than by an absolute path is none (the stand-in's synthetic pages).
+
     Raises
     ------
     SQLError
@@ -116,7 +118,7 @@ def database_files(session: Session, database: str) -> list[str]:
         f"SELECT physical_name FROM sys.master_files WHERE database_id = DB_ID({quoted_text(database)}) "
         "ORDER BY file_id"
     )
-    return [str(path) for path, in rows]
+    return [str(path) for path, in rows if re.match(r"/|\\\\|[A-Za-z]:\\", str(path))]
 
 
 def backup_row(session: Session, set_guid: str) -> BackupRow | None:

@@ -19,17 +19,23 @@ from ..constants import CommandCode, CompletionCode, Feature
 from ..errors import VDAbortError
 from ..storage import SetWriter, StorageError, StoredSet, StripeReader, StripeWriter, VerificationError
 from .answering import DONE, Answer, answer_commands, complete
+from .backing_up import path_of
 from .common import ArgumentError, Result, completion_for, tool_version
 from .events import Consumer, Progress, Reporter
 from .external import Command as UserCommand
 from .external import Deadline, run_command
 from .inquiries import database_files
+from .inquiries import databases as all_databases
 from .job import Job
 from .lineup import Lineup, Part
 from .passwords import Password
 from .places import Address, Place, source_place, target_place
 from .restoring import stored_block_size
+from .selectors import select
+from .server import Server
+from .server_address import is_server
 from .statements import Statement
+from .tokens import has_token
 from .wishes import BackupWish, RestoreWish
 
 _PREPARED, _FROZEN, _MOUNTING = "prepared to freeze", "frozen", "mounting"
@@ -44,7 +50,7 @@ def backup_snapshot(
     freeze_timeout: float = 60.0,
     provider: Provider | str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
-    databases: Sequence[str] | None = None,
+    databases: str | Sequence[str] | None = None,
     block_size: int | None = None,
     checksum: bool | None = None,
     copy_only: bool = False,
@@ -70,8 +76,9 @@ def backup_snapshot(
         environment tells it which: see docs/snapshots.md.
     freeze_timeout : float
         Seconds that databases may be frozen at most, the command's time included.
-    databases : sequence of str, optional
-        Names in the statements, in the order of `sources`; by default from the addresses.
+    databases : str or sequence of str, optional
+        Names in the statements, in the order of `sources`; by default from the addresses. Of one server a text selects
+        them, as in ``"USER_DATABASES,-test*"``; what cannot be backed up then ends the whole, for it would be missing.
     provider, progress, block_size, checksum, copy_only, with_options, own_process, password, group, events
         As for `backup`; the password is that of every server.
 
@@ -92,7 +99,7 @@ def backup_snapshot(
         As for `backup`. A note names the database.
     """
     begun = time.monotonic()
-    addresses = _several(sources, databases)
+    addresses, password = _meant(sources, databases, password)
     if not freeze_timeout > 0:
         raise ArgumentError(f"freeze_timeout must be positive, not {freeze_timeout!r}")
     with contextlib.ExitStack() as stack:
@@ -100,10 +107,12 @@ def backup_snapshot(
             stack.enter_context(source_place(address, name, "snapshot", provider, own_process, password))
             for address, name in addresses
         ]
+        if len(places) > 1 and isinstance(target, str) and has_token(target, "database"):
+            raise ArgumentError(f"{target!r} is one set for several databases: leave {{database}} out")
         files = [_files(place) for place in places]
         reporter = Reporter("backup", progress, None, events)
         writer = SetWriter(
-            os.fspath(target), len(places), database=", ".join(place.database for place in places),
+            path_of(target, places[0], "snapshot"), len(places), database=", ".join(place.database for place in places),
             source=" ".join(place.address for place in places), tool=f"vdi-ext {tool_version()}",
             snapshot=[
                 {"database": place.database, "source": place.address, "files": list(paths)}
@@ -157,6 +166,23 @@ def backup_snapshot(
     reporter.phase("done")
     seconds = time.monotonic() - begun
     return Result(path, writer.manifest.size, len(parts), seconds, _messages(parts), writer.manifest.database)
+
+
+def _meant(
+    sources: Address | Sequence[Address], databases: str | Sequence[str] | None, password: Password | None
+) -> tuple[list[tuple[Address, str | None]], Password | None]:
+    """The addresses with their names, and the password once it was asked for."""
+    if not isinstance(databases, str):
+        return _several(sources, databases), password
+    [(source, _), *more] = _several(sources, None)
+    if more or not is_server(source):
+        raise ArgumentError(f"{databases!r} selects databases of one server (mssql://); else they need as many names")
+    server = Server(source, password)
+    with contextlib.closing(server.open()) as session:
+        chosen, skipped = select(databases, all_databases(session))
+    if skipped:
+        raise ArgumentError("; ".join(f"{each.database}: {each.reason}" for each in skipped))
+    return _several([source] * len(chosen), chosen), server.password
 
 
 def _several(

@@ -93,7 +93,7 @@ def _old_databases(context: Context) -> Iterable[Row]:
 
 def _files(context: Context) -> Iterable[Row]:
     for info in context.databases:
-        for number, log in ((1, False), (2, True)):
+        for number, log in ((1, False), (2, True)) if info.has_log_file else ((1, False),):
             suffix = "_log" if log else ""
             yield {
                 "database_id": info.id, "file_id": number, "file_guid": None, "type": int(log),
