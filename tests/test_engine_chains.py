@@ -349,7 +349,7 @@ def test_no_truncate_leaves_the_log_as_it_is(chain: Chain) -> None:
     engine = chain.engine
     engine.change("db", 0)
     kept = info_of(back_up(engine, "LOG db", "WITH NO_TRUNCATE")[0]).configuration
-    assert kept.extra["copy_only"]
+    assert kept.copy_only
     again = info_of(back_up(engine, "LOG db")[0]).configuration
     assert (again.first_lsn, again.last_lsn) == (kept.first_lsn, kept.last_lsn)
 

@@ -148,8 +148,7 @@ class Backup:
             begins = kind == "L" and entry.begins_chain
             model = entry.recovery_model
         extra: dict[str, object] = {
-            **_kind_of(self._database), "recovery_model": model, "copy_only": self._copy_only, "begins_chain": begins,
-            "tail": self._tail, "norecovery": statement.norecovery,
+            **_kind_of(self._database), "recovery_model": model, "begins_chain": begins,
             "forks": [[fork.guid.hex(), fork.start] for fork in forks],
         }  # fmt: skip
         if self._expires is not None:
@@ -163,7 +162,8 @@ class Backup:
             lsn_of(first), lsn_of(last), kind, lsn_of(checkpoint), base_lsn, base_guid,
             base_lsn if kind == "I" else NO_LSN, base_guid if kind == "I" else bytes(16),
             entry.family_guid, entry.binding_guid, statement.name or "", statement.description or "",
-            self._number, encode(records, last) if kind == "L" else (), extra,
+            self._number, encode(records, last) if kind == "L" else (), extra, copy_only=self._copy_only,
+            tail=self._tail, norecovery=statement.norecovery,
         )  # fmt: skip
 
     @property
@@ -220,8 +220,8 @@ class Backup:
             is_snapshot=backup.snapshot,
             has_checksums=backup.checksum, begins_log_chain=bool(backup.extra["begins_chain"]), is_tail=self._tail,
             position=backup.number, recovery_model=str(backup.extra["recovery_model"]).replace("_", "-"),
-            name=statement.name, description=statement.description, media_name=statement.media_name,
-            media_description=statement.media_description, user=backup.user, server_name=backup.server,
+            name=statement.name, description=statement.description, media_name=self.media.name or None,
+            media_description=self.media.description or None, user=backup.user, server_name=backup.server,
             machine_name=backup.machine, database_created=backup.created, database_version=DATABASE_VERSION,
             block_size=self.media.block_size, expires=self._expires, files=_file_records(backup),
         ))  # fmt: skip

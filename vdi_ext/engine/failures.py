@@ -75,14 +75,14 @@ class Explainer:
     names : sequence of str
         Of the devices.
     database : str
-        As the statement names it.
+        As the statement names it, or the backup where that names none.
     writing : bool
     """
 
     def __init__(self, engine: Engine, names: Sequence[str], database: str, *, writing: bool) -> None:
         self._engine = engine
         self._names = names
-        self._database = database
+        self.database = database
         self._writing = writing
         self.cancelled = False
 
@@ -124,7 +124,7 @@ class Explainer:
         return Failure(bare(error), message(3189))
 
     def damage(self, error: PageDamage) -> Failure:
-        return Failure(bare(error), message(3183, DATA_FILE, error.page_id, self._database))
+        return Failure(bare(error), message(3183, DATA_FILE, error.page_id, self.database))
 
     def _transfer(self, error: TransferError) -> Failure:
         self.log_io(error.what, error.device, error.code)

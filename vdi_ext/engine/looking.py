@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..mtf import PAGE_SIZE, Configuration, FamilyInfo, FileHeader, Label, Lsn, page_checksums
+from ..mtf.configuration import COPY_ONLY_FLAG
 from ..mtf.pages import CHECKSUM_FLAG, Pages, headers
 from .database import DatabaseError, PageDamage
 from .families import Families
@@ -45,7 +46,7 @@ HEADER_COLUMNS = tuple(Column(name, kind) for name, kind in (
     ("RecoveryModel", nvarchar(60)), ("DifferentialBaseLSN", LSN), ("DifferentialBaseGUID", GUID),
     ("BackupTypeDescription", nvarchar(60)), ("BackupSetGUID", GUID), ("CompressedBackupSize", BIGINT),
     ("Containment", TINYINT), ("KeyAlgorithm", nvarchar(32)), ("EncryptorThumbprint", SqlType("varbinary", 20)),
-    ("EncryptorType", nvarchar(32)), ("LastValidRestoreTime", DATETIME), ("TimeZone", nvarchar(32)),
+    ("EncryptorType", nvarchar(32)), ("LastValidRestoreTime", DATETIME), ("TimeZone", SMALLINT),
     ("CompressionAlgorithm", nvarchar(32)),
 ))  # fmt: skip
 FILE_COLUMNS = tuple(Column(name, kind) for name, kind in (
@@ -145,6 +146,7 @@ def _verify(execution: Execution) -> None:
         if families.admit(number, info):
             if statement.checksum and not info.checksum:
                 raise DatabaseError(3187)
+            execution.explainer.database = info.database
             execution.expect(info.pages * PAGE_SIZE)
 
     def pages(data: Pages) -> None:
@@ -182,26 +184,25 @@ def header_row(info: FamilyInfo) -> Row:
     own = found.extra  # empty unless the stand-in wrote the backup
     number, description = _TYPES[found.kind]
     first_fork, fork_point = _forks(found)
-    flags = 0
-    for name, bit in (("copy_only", 0), ("tail", 64), ("norecovery", 256), ("snapshot", 2)):
-        flags |= bit if own.get(name) else 0
-    flags |= 16 if found.checksum else 0
     differential = found.kind == "I"
     model = own.get("recovery_model")
     major, minor, build = found.version
+
+    def flag(bit: int) -> int:
+        return int(bool(found.flags & bit))
+
     return (
         info.name or None, info.description or None, number, _date(own.get("expires")), 0, info.number, VIRTUAL_DEVICE,
         info.user or None, found.server or None, found.database, found.database_version, found.created,
         Decimal(found.size), _lsn(found.first_lsn), _lsn(found.last_lsn), _lsn(found.checkpoint_lsn),
         Decimal(lsn_number(found.database_lsn)), found.started, found.finished, found.sort_order, None, found.locale,
         found.comparison_style, found.compatibility, label.vendor, major, minor, build, info.machine or None,
-        flags if own else None, _guid(found.binding_guid), _guid(found.recovery_fork), None, _guid(found.family_guid),
-        0 if own else None, _bit(own, "snapshot"), 0 if own else None, 0 if own else None, int(found.checksum),
-        0 if own else None, _bit(own, "begins_chain"), 0 if own else None, _bit(own, "norecovery"),
-        _bit(own, "copy_only"), first_fork, fork_point, str(model).replace("_", "-") if model else None,
-        _lsn(found.base_lsn) if differential else None, _guid(found.base_guid) if differential else None,
-        description, _guid(info.set_guid), found.size, 0 if own or major < 11 else None, None, None, None,
-        found.finished, None, None,
+        found.flags, _guid(found.binding_guid), _guid(found.recovery_fork), None, _guid(found.family_guid),
+        flag(1), flag(2), flag(4), flag(8), flag(16), flag(32), int(bool(own.get("begins_chain"))) if own else None,
+        flag(128), flag(256), flag(COPY_ONLY_FLAG), first_fork, fork_point,
+        str(model).replace("_", "-") if model else None, _lsn(found.base_lsn) if differential else None,
+        _guid(found.base_guid) if differential else None, description, _guid(info.set_guid), found.size,
+        0 if own or major < 11 else None, None, None, None, found.finished, None, None,
     )  # fmt: skip
 
 
@@ -245,10 +246,6 @@ def _lsn(lsn: Lsn) -> Decimal | None:
 
 def _guid(raw: bytes) -> uuid.UUID | None:
     return uuid.UUID(bytes_le=raw) if any(raw) and len(raw) == 16 else None
-
-
-def _bit(own: Mapping[str, object], name: str) -> int | None:
-    return int(bool(own.get(name))) if own else None
 
 
 def _date(value: object) -> datetime | None:

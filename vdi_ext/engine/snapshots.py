@@ -78,7 +78,7 @@ class _SnapshotBackup:
             # Changes come to an end before what of the log belongs to it is fixed.
             self._backup.begin()
             backup = self._backup.describe(frozen.pages, frozen.pages)
-            extra = {**backup.extra, "snapshot": True, "changed": frozen.state}
+            extra = {**backup.extra, "changed": frozen.state}
             writer.backup = dataclasses.replace(backup, snapshot=True, extra=extra)
             begin, extent = writer.begin(), frozen.extent()
             writer.pages(EXTENT_PAGES, sector_xors(extent) if backup.checksum else None)

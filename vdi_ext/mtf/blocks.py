@@ -131,6 +131,8 @@ class BackupSet:
         WITH CHECKSUM: a backup checksum follows the data.
     snapshot : bool
         WITH SNAPSHOT: the files themselves are elsewhere.
+    copy_only, tail, norecovery : bool
+        COPY_ONLY; a tail-log backup; one that left the database restoring.
     recovery_fork : bytes
         16 bytes.
     first_lsn, last_lsn : tuple of int
@@ -181,6 +183,9 @@ class BackupSet:
     log: tuple[LogPart, ...] = ()
     extra: Mapping[str, object] = field(default_factory=dict)
     snapshot: bool = False
+    copy_only: bool = False
+    tail: bool = False
+    norecovery: bool = False
 
     @property
     def pages(self) -> int:

@@ -1,7 +1,7 @@
 """The configuration that a backup set begins and ends with: SCIN, SFGI and SFIN records in an MQCI stream.
 
 Places of fields are those measured in backups of SQL Server 2005 to 2022. What no public knowledge has a place for
-(whether a backup is copy-only, the recovery model, what kind of database it was) the stand-in writes as JSON into a
+(the recovery model, the recovery path, what kind of database it was) the stand-in writes as JSON into a
 record of its own, VDIX, which others skip as they skip every record that they do not know.
 """
 
@@ -24,7 +24,9 @@ from .blocks import (
     encode_text,
 )
 
-SNAPSHOT_FLAG, CHECKSUM_FLAG = 0x2, 0x10
+# Flags of SCIN: those that RESTORE HEADERONLY is documented to show, and three that it shows besides.
+SNAPSHOT_FLAG, CHECKSUM_FLAG, TAIL_FLAG, NORECOVERY_FLAG = 0x2, 0x10, 0x40, 0x100
+ALWAYS_FLAG, COPY_ONLY_FLAG, DIFFERENTIAL_FLAG = 0x200, 0x400, 0x800
 SCIN_SIZE = 364
 _UNLIMITED = 0x1FFFFFFFE000  # bytes that a data file may grow to; a log file: 2 TiB
 _UNLIMITED_LOG = 2 << 40
@@ -71,8 +73,7 @@ class Configuration:
     """What SCIN and the records behind it say; names as in `BackupSet`."""
 
     kind: str
-    checksum: bool
-    snapshot: bool
+    flags: int
     database: str
     server: str
     version: tuple[int, int, int]
@@ -97,6 +98,18 @@ class Configuration:
     files: tuple[FileHeader, ...]
     extra: Mapping[str, object] = field(default_factory=dict)
 
+    @property
+    def checksum(self) -> bool:
+        return bool(self.flags & CHECKSUM_FLAG)
+
+    @property
+    def snapshot(self) -> bool:
+        return bool(self.flags & SNAPSHOT_FLAG)
+
+    @property
+    def copy_only(self) -> bool:
+        return bool(self.flags & COPY_ONLY_FLAG)
+
 
 # ---- writing
 
@@ -113,8 +126,13 @@ def configuration(backup: BackupSet, size: int, finished: datetime | None = None
     """
     scin = bytearray(SCIN_SIZE)
     scin[0:4] = b"SCIN"
-    flags = 0x200 | (CHECKSUM_FLAG if backup.checksum else 0) | (SNAPSHOT_FLAG if backup.snapshot else 0)
-    flags |= 0x800 if backup.kind == "I" else 0
+    flags = ALWAYS_FLAG
+    for flag, on in (
+        (SNAPSHOT_FLAG, backup.snapshot), (CHECKSUM_FLAG, backup.checksum), (TAIL_FLAG, backup.tail),
+        (NORECOVERY_FLAG, backup.norecovery), (COPY_ONLY_FLAG, backup.copy_only),
+        (DIFFERENTIAL_FLAG, backup.kind == "I"),
+    ):  # fmt: skip
+        flags |= flag if on else 0
     struct.pack_into("<3I", scin, 8, flags, 1, 1)
     major, minor, build = SERVER_VERSION
     struct.pack_into("<HBB", scin, 24, build, minor, major)
@@ -247,7 +265,7 @@ def parse(data: bytes, require: Complain) -> Configuration:
     dates = [decode_date(scin[at : at + 5]) for at in (72, 77, 82)]
     flags, = struct.unpack_from("<I", scin, 8)
     return Configuration(
-        kind=kind_letter, checksum=bool(flags & CHECKSUM_FLAG), snapshot=bool(flags & SNAPSHOT_FLAG),
+        kind=kind_letter, flags=flags,
         database=text(scin, 104), server=text(scin, 108), version=(major, minor, build),
         database_version=struct.unpack_from("<H", scin, 94)[0], compatibility=scin[91], sort_order=scin[88],
         locale=locale, comparison_style=style, first_lsn=lsn(scin, 32), last_lsn=lsn(scin, 42),

@@ -15,6 +15,8 @@ NEVER = {
     "keep_replication", "metadata_only", "new_broker", "partial", "read_write_filegroups", "restart",
     "restricted_user", "stop_at_mark", "stop_before_mark",
 }  # fmt: skip
+# A page that cannot be trusted is no page of any state: there is nothing to go on with.
+NEVER_OF_RESTORE = {"continue_after_error"}
 # Words of SQL Server for which the stand-in has no field: refused wherever SQL Server takes them.
 WORDS_REFUSED = {
     "BACKUP": {"CREDENTIAL", "MEDIAPASSWORD", "PASSWORD"},
@@ -89,7 +91,7 @@ def refuse(statement: Statement) -> None:
     """
     if statement.compression:
         not_in_edition(statement.operation, "COMPRESSION")
-    for field in sorted(NEVER):
+    for field in sorted(NEVER | (NEVER_OF_RESTORE if statement.verb == "RESTORE" else set())):
         value = getattr(statement, field)
         if value is not None and value is not False and value != ():  # an opposite, such as NOINIT, is the default
             fail(3032, word_of(field, value))
