@@ -2,6 +2,7 @@
 
 from .exits import (
     EXIT_CODES,
+    EXIT_DOCTOR,
     EXIT_INTERNAL,
     EXIT_INTERRUPTED,
     EXIT_OK,
@@ -17,6 +18,7 @@ from .program import Terminated, main
 
 __all__ = [
     "EXIT_CODES",
+    "EXIT_DOCTOR",
     "EXIT_INTERNAL",
     "EXIT_INTERRUPTED",
     "EXIT_OK",

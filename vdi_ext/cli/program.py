@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from types import FrameType
 
 from .. import jobs
-from . import backup, explain, output, pipe, recover, restore, serve
+from . import backup, doctor, explain, output, pipe, recover, restore, serve
 from .errors import KNOWN, exit_code, word_of
 from .exits import EXIT_INTERRUPTED, EXIT_STORAGE, EXIT_TERMINATED
 from .explain import explanations
 from .options import EPILOG
 
 # Modules with an `add(commands)`, in the order of the help.
-COMMANDS = (backup, restore, pipe, recover, serve, explain)
+COMMANDS = (backup, restore, pipe, recover, serve, doctor, explain)
 
 
 class Terminated(KeyboardInterrupt):

@@ -3,6 +3,7 @@
 from ..storage import SetInUseError, StorageError, VerificationError
 from .backing_up import backup
 from .common import ArgumentError, Result, tool_version
+from .doctor import Check, diagnose
 from .events import PHASES, Progress, ProgressEvent
 from .external import CommandFailedError
 from .lineup import FreezeTimeoutError
@@ -20,6 +21,7 @@ from .statements import SQLError, StatementLostError
 __all__ = [
     "PHASES",
     "ArgumentError",
+    "Check",
     "CommandFailedError",
     "FreezeTimeoutError",
     "Progress",
@@ -37,6 +39,7 @@ __all__ = [
     "backup_several",
     "backup_snapshot",
     "backup_text",
+    "diagnose",
     "is_selector",
     "login_of",
     "password_from",
