@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import socket
 import sqlite3
 import subprocess
 import time
@@ -75,3 +77,36 @@ def test_exit_codes_are_those_of_the_command_line() -> None:
     rows = re.findall(r"^\| ([\d, ]+) \|", README, re.M)
     listed = {int(code) for row in rows for code in row.split(",")}
     assert listed == {value for name, value in vars(cli).items() if name.startswith("EXIT_") and name != "EXIT_CODES"}
+
+
+def test_the_server_and_its_second_terminal(tmp_path: Path, python: str) -> None:
+    """What the console blocks say, line by line; they were set up already, and the port is a free one."""
+    first, second = (
+        [line[2:] for line in text.splitlines() if line.startswith("$ ")]
+        for text in re.findall(r"^```console\n(.*?)^```$", README, re.M | re.S)
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = {**os.environ, "PATH": f"{Path(python).parent}:{os.environ['PATH']}"}
+
+    def shell(lines: list[str], **options) -> subprocess.Popen[str]:
+        script = "set -e\n" + "\n".join(line for line in lines if "activate" not in line).replace("14330", port)
+        return subprocess.Popen(
+            ["bash", "-c", script], cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, **options,
+        )  # fmt: skip
+
+    with shell([*first[:-1], "exec " + first[-1]]) as server:
+        try:
+            assert server.stdout is not None
+            assert any("listening" in line for line in server.stdout)
+            with shell(second, stdin=subprocess.PIPE) as client:
+                said, _ = client.communicate("select database_name, type from msdb.dbo.backupset\ngo\n", timeout=100)
+            assert client.returncode == 0, said
+            assert re.search(r"shop\tD\n.*shop\tI\n", said, re.S)
+            server.send_signal(signal.SIGTERM)
+            server.communicate(timeout=30)
+            assert server.returncode == 143
+        finally:
+            server.kill()
