@@ -412,6 +412,18 @@ def test_what_can_never_be_is_refused_at_once(tmp_path: Path, database: str, dev
         assert caught.value.number == number
 
 
+@pytest.mark.parametrize("features", [Feature.LIKE_DISK, Feature.LIKE_TAPE])
+def test_only_pipes_describe_a_snapshot(tmp_path: Path, features: Feature) -> None:
+    """The specification expects them; on others the stand-in would write over whatever a medium holds."""
+    path = make_database(tmp_path / "db")
+    engine = Engine({"db": Sqlite(str(path))})
+    for verb, joint in (("BACKUP", "TO"), ("RESTORE", "FROM")):
+        with client(1, Snapshotter(), features) as one, pytest.raises(SqlError) as caught:
+            engine.execute(f"{verb} DATABASE db {joint} {one.clauses} WITH SNAPSHOT")
+        assert caught.value.number == 3261
+    assert can_write(path)
+
+
 # ---- restore
 
 

@@ -226,6 +226,8 @@ class DeviceRun:
         kind = kind_of(asked)
         if kind is None or asked.device_count != len(statement.devices):
             raise Failure(None, message(3261))
+        if statement.snapshot and kind.name != "pipe":  # the only kind that section 11 expects
+            raise Failure(None, message(3261))
         self._kind = kind
         self._soft_filemarks = asked.soft_file_mark_block_size
         self.prepares_to_freeze = bool(asked.features & Feature.SNAPSHOT_PREPARE)
