@@ -98,11 +98,6 @@ class Connection:
         self.statements.append(sql)
         if self._before is not None:
             self._before(sql)
-        if sql == "SELECT @@SPID":
-            from vdi_ext.engine.session import Column, SqlType
-            sink.columns((Column("", SqlType("int")),))
-            sink.row((self.session.spid,))
-            return
         self.session.run(sql, sink)
         if self.session.killed:
             raise InterfaceError("the connection was closed by the server")
