@@ -175,6 +175,18 @@ def test_a_client_that_does_not_log_in_is_given_up(engine: Engine, said: bytes) 
             assert raw.closed()
 
 
+def test_a_login_that_trickles_in_is_given_up(engine: Engine) -> None:
+    """The bound is for all of the login, however often something comes."""
+    with Endpoint(engine, {"sa": "secret"}, encrypt="never", login_timeout=0.5) as endpoint:
+        with RawClient(endpoint.host, endpoint.port, login=False) as raw:
+            began = time.monotonic()
+            with pytest.raises(OSError):
+                while time.monotonic() - began < WAIT:
+                    raw.socket.sendall(b"\x12\0\0\x09\0\0\0\0a")
+                    time.sleep(0.02)
+            until(lambda: not endpoint.connections)
+
+
 def test_a_client_that_stops_within_a_request_is_given_up(engine: Engine) -> None:
     with Endpoint(engine, {"sa": "secret"}, encrypt="never", login_timeout=0.3) as endpoint:
         with RawClient(endpoint.host, endpoint.port) as raw:
@@ -393,6 +405,8 @@ def test_procedures_that_are_refused(raw: RawClient, number: int, name: str) -> 
         ((text("USE db"), text("@a int"), integer(1, "@b")), 8145),
         ((text("USE db"), text("@a int, @b numeric(10, 2) OUTPUT"), integer(1)), 8178),
         ((text("USE db"), text(", ".join(f"@a{n} int" for n in range(2101)))), 8003),
+        ((text("USE db"), text("@a int" + " " * 30_000 + "!")), 102),  # in no time
+        ((text("USE db"), text("@a " + " int" * 7_000 + "!")), 102),
     ],
 )
 def test_calls_that_do_not_fit(raw: RawClient, arguments: tuple[bytes, ...], number: int) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import socket
 import struct
+import threading
+import tracemalloc
 import uuid
 from collections.abc import Callable
 from decimal import Decimal
@@ -262,11 +264,28 @@ def test_a_message_comes_as_it_went(data: bytes, size: int) -> None:
         (b"\x01\x01\x00\x07\0\0\0\0", ProtocolError),
         (b"\x01\x00\x00\x09\0\0\0\0a" + b"\x03\x01\x00\x09\0\0\0\0a", ProtocolError),
         (b"\x01\x00\x40\x00\0\0\0\0" + bytes(16376), ProtocolError),
+        (b"\x01\x00\x00\x08\0\0\0\0" + b"\x01\x01\x00\x09\0\0\0\0a", ProtocolError),  # nothing, and more of it
     ],
 )
 def test_packets_that_are_none(data: bytes, error: type[Exception]) -> None:
     with Wire() as wire, pytest.raises(error):
         wire.receive(data, limit=8192)
+
+
+def test_a_message_in_small_packets_takes_little_memory() -> None:
+    sent = b"\x01\x00\x00\x0a\0\0\0\0ab" * 100_000 + b"\x01\x01\0\x08\0\0\0\0"
+    with Wire() as wire:
+        sender = threading.Thread(target=wire.peer.sendall, args=(sent,))
+        tracemalloc.start()
+        try:
+            sender.start()
+            packet = packets.receive(wire.stream, 5, 30, 1 << 20)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+            sender.join()
+    assert packet.data == b"ab" * 100_000
+    assert peak < 1_000_000
 
 
 def test_a_client_that_does_not_read_is_given_up() -> None:

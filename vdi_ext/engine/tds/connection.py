@@ -10,6 +10,7 @@ import contextlib
 import logging
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -130,6 +131,7 @@ class Connection:
     def _log_in(self) -> Login:
         """Everything up to the login, which is not judged yet."""
         wanted, tls, patience = self._settings.encrypt, self._settings.tls, self._settings.login_timeout
+        self._stream.deadline = time.monotonic() + patience
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         strict = self._stream.peek(patience) == _TLS_BYTE
@@ -153,6 +155,7 @@ class Connection:
         asked = login.parse(self._expect(PacketType.LOGIN7))
         if agreed is Encryption.OFF:
             self._stream.stop_tls()
+        self._stream.deadline = None
         self._how = _STRICT if strict else _HOW[agreed]
         return asked
 

@@ -142,7 +142,12 @@ class Endpoint:
                 connection = Connection(accepted, client, self._engine, self._settings)
                 thread = threading.Thread(target=self._run, args=(connection,), name=f"tds-{client}")
                 self._connections[connection] = thread
-                thread.start()
+                try:
+                    thread.start()
+                except RuntimeError as error:  # no more threads
+                    log.error("%s: closed: %s", client, error)
+                    del self._connections[connection]
+                    accepted.close()
 
     def _run(self, connection: Connection) -> None:
         try:

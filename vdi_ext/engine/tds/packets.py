@@ -65,9 +65,15 @@ class Stream:
         Owned by whoever made it.
     send_timeout : float
         Seconds that the other side may take to accept what one call writes.
+
+    Attributes
+    ----------
+    deadline : float or None
+        By `time.monotonic`: until then everything has to come, however long each wait may be.
     """
 
     def __init__(self, connection: socket.socket, send_timeout: float) -> None:
+        self.deadline: float | None = None
         self._socket = connection
         self._send_timeout = send_timeout
         self._sending = threading.Lock()
@@ -111,8 +117,9 @@ class Stream:
                 return data
 
     def _receive(self, most: int, deadline: float | None) -> bytes:
-        if deadline is not None:
-            self._await(select.POLLIN, deadline)
+        deadlines = [moment for moment in (deadline, self.deadline) if moment is not None]
+        if deadlines:
+            self._await(select.POLLIN, min(deadlines))
         data = self._socket.recv(min(most, _PIECE))
         if not data:
             raise ClosedError("closed by the client")
@@ -206,25 +213,23 @@ def receive(stream: Stream, first: float | None, rest: float, limit: int) -> Pac
     ------
     ProtocolError, ClosedError
     """
-    parts: list[bytes] = []
-    size = 0
+    data = bytearray()
     kind = state = 0
     while True:
-        type_, status, length, _, _, _ = HEADER.unpack(stream.read(HEADER.size, rest if parts else first))
-        if not parts:
+        type_, status, length, _, _, _ = HEADER.unpack(stream.read(HEADER.size, rest if data else first))
+        if not data:
             kind = type_
-        if not parts or status & END:
+        if not data or status & END:
             state |= status
         if type_ != kind:
             raise ProtocolError(f"a packet of type {type_} within a message of type {kind}")
-        if length < HEADER.size:
+        if length < HEADER.size or (length == HEADER.size and not status & END):
             raise ProtocolError(f"a packet of {length} bytes")
-        size += length - HEADER.size
-        if size > limit:
+        if len(data) + length - HEADER.size > limit:
             raise ProtocolError(f"a message of more than {limit} bytes")
-        parts.append(stream.read(length - HEADER.size, rest))
+        data += stream.read(length - HEADER.size, rest)
         if status & END:
-            return Packet(kind, state, b"".join(parts))
+            return Packet(kind, state, bytes(data))
 
 
 class Reply:

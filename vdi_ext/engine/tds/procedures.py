@@ -19,14 +19,12 @@ from .types import Value
 
 _MOST_KEPT = 8 << 20  # characters of prepared statements in one connection
 
-# A declaration: name, type with its size in parentheses, a default value that is not used, direction.
+# A declaration: name, type of one word or two, its size in parentheses, direction. All white space is one blank by
+# then: runs of it, which several parts of the pattern can share, would take a time that grows with their square.
 _DECLARATION = re.compile(
-    r"\s*(@[\w@#$]+)\s+(?:AS\s+)?[\w.\[\]]+(?:\s+[\w]+)??\s*(?:\(\s*(?:max|\d+)(?:\s*,\s*\d+)?\s*\))?"
-    r"(\s+(?:OUT|OUTPUT))?\s*(?:,|\Z)",
+    r" ?(@[\w@#$]+) (?:AS )?[\w.\[\]]+(?: \w+)?? ?(?:\( ?(?:max|\d+)(?: ?, ?\d+)? ?\))?( ?(?:OUT|OUTPUT))? ?(?:,|\Z)",
     re.IGNORECASE,
 )
-
-_BLANK = re.compile(r"\s*\Z")
 
 
 class Declared(NamedTuple):
@@ -178,7 +176,8 @@ def _declarations(text: str) -> tuple[Declared, ...]:
     """`@P1 int, @P2 nvarchar(4000) OUTPUT` as names."""
     found: list[Declared] = []
     place = 0
-    while not _BLANK.match(text, place):
+    text = " ".join(text.split())
+    while place < len(text):
         match = _DECLARATION.match(text, place)
         if match is None:
             raise _failure(102, text[place : place + 40].strip())

@@ -218,10 +218,10 @@ def _plp(reader: Reader, decode: Callable[[bytes], Value]) -> Value:
     """A value in pieces; its total length may be unknown beforehand, and is not believed."""
     if reader.uint64() == _PLP_NULL:
         return None
-    pieces = []
+    data = bytearray()
     while size := reader.uint32():
-        pieces.append(reader.take(size))
-    return decode(b"".join(pieces))
+        data += reader.take(size)
+    return decode(bytes(data))
 
 
 # ---- describing and filling columns
