@@ -458,6 +458,17 @@ def test_missing_functions_are_named(tmp_path: Path) -> None:
     assert "Provider.embedded()" in caught.value.message
 
 
+def test_a_library_without_what_it_needs(tmp_path: Path) -> None:
+    for name, source, more in (("needed", "int needed;", []), ("needing", "extern int needed; int *p = &needed;",
+                                                             ["-L.", "-lneeded"])):  # fmt: skip
+        (tmp_path / f"{name}.c").write_text(source)
+        command = ["cc", "-shared", "-fPIC", "-o", f"lib{name}.so", f"{name}.c", *more]
+        subprocess.run(command, cwd=tmp_path, check=True, env=environment())
+    (tmp_path / "libneeded.so").unlink()
+    with pytest.raises(OSError, match=r"libneeded\.so.*install what is missing"):
+        vdi.Provider.load(tmp_path / "libneeding.so")
+
+
 def run(code: str, **variables: object) -> subprocess.CompletedProcess[str]:
     preamble = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import vdi_ext as vdi\n"
     environ = os.environ | {key: str(value) for key, value in variables.items()}

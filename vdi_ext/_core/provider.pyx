@@ -161,7 +161,12 @@ cdef class Provider:
         with nogil:
             library = dlopen(name, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE)
         if library == NULL:
-            raise OSError(errno.ENOEXEC, (<bytes>dlerror()).decode("utf-8", "replace"), where)
+            reason = (<bytes>dlerror()).decode("utf-8", "replace")
+            raise OSError(
+                errno.ENOEXEC,
+                f"the loader says: {reason}; install what is missing, and a library for this machine's architecture",
+                where,
+            )
         cdef Provider self = Provider.__new__(Provider)
         self.path = where
         self._get_class_object = <VdiGetClassObjectFn>dlsym(library, "DllGetClassObject")

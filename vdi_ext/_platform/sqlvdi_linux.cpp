@@ -89,7 +89,10 @@ struct Device {
     uint64_t idle_since; /* ns; 0: the last look found something */
 };
 
+/* Of the list of libraries, and of the umask of the process. A fork waits for it: no child is born without a umask. */
 pthread_mutex_t g_lock = PTHREAD_MUTEX_INITIALIZER;
+void lock() { pthread_mutex_lock(&g_lock); }
+void unlock() { pthread_mutex_unlock(&g_lock); }
 
 bool equal(const IID *a, const IID &b) { return memcmp(a, &b, sizeof b) == 0; }
 
@@ -269,11 +272,11 @@ void *create_without_umask(void *argument)
         return nullptr;
     }
     /* Some containers forbid it: then the umask of the whole process is lifted for the moment. */
-    pthread_mutex_lock(&g_lock);
+    lock();
     mode_t mask = umask(0);
     call->result = library->create(call->set->object, call->name, call->config);
     umask(mask);
-    pthread_mutex_unlock(&g_lock);
+    unlock();
     return nullptr;
 }
 
@@ -424,10 +427,9 @@ HRESULT STDMETHODCALLTYPE set_map_buffer_handle(IClientVirtualDeviceSet2 *This, 
 }
 
 const IClientVirtualDeviceSet2Vtbl set_vtbl = {
-    set_query,        set_add_ref,           set_release,           set_create,    set_get_configuration,
-    set_open_device,  set_close,             set_signal_abort,      set_open_in_secondary,
-    set_get_buffer_handle, set_map_buffer_handle, set_create_ex,    set_open_in_secondary_ex,
-};
+    set_query, set_add_ref, set_release, set_create, set_get_configuration, set_open_device, set_close,
+    set_signal_abort, set_open_in_secondary, set_get_buffer_handle, set_map_buffer_handle, set_create_ex,
+    set_open_in_secondary_ex};
 
 /* ---- the factory */
 
@@ -489,7 +491,7 @@ template <class Function> void look_up(void *handle, const char *const *&name, F
 
 IClassFactory *sqlvdi_class_factory(void *handle)
 {
-    pthread_mutex_lock(&g_lock);
+    lock();
     Library *library = g_libraries;
     while (library && library->handle != handle)
         library = library->next;
@@ -510,10 +512,12 @@ IClassFactory *sqlvdi_class_factory(void *handle)
         library->factory.lpVtbl = &factory_vtbl;
         library->handle = handle;
         library->next = g_libraries;
-        if (!g_libraries)
+        if (!g_libraries) {
+            pthread_atfork(lock, unlock, unlock);
             send_output_to_stderr();
+        }
         g_libraries = library;
     }
-    pthread_mutex_unlock(&g_lock);
+    unlock();
     return library ? &library->factory : nullptr;
 }
