@@ -23,7 +23,9 @@ from vdi_ext import (
     CompletionCode,
     DeviceSetConfig,
     Feature,
+    VDClosedError,
     VDError,
+    VDTimeoutError,
     VirtualDevice,
     VirtualDeviceSet,
     Whence,
@@ -462,13 +464,17 @@ def _signed(value: int, bits: int = 32) -> int:
 # ---- served through the client half
 
 
-def answer(medium: Medium, command: Command) -> Outcome:
-    """Perform a command and complete it."""
+def perform(medium: Medium, command: Command) -> Outcome:
+    """Let a medium do what a command asks for."""
     if command.code in DATA:
         with memoryview(command) as view:
-            outcome = medium.perform(command.code, command.size, command.position, view)
-    else:
-        outcome = medium.perform(command.code, command.size, command.position, None)
+            return medium.perform(command.code, command.size, command.position, view)
+    return medium.perform(command.code, command.size, command.position, None)
+
+
+def answer(medium: Medium, command: Command) -> Outcome:
+    """Perform a command and complete it."""
+    outcome = perform(medium, command)
     command.complete(outcome.code, outcome.count, outcome.position)
     return outcome
 
@@ -482,12 +488,18 @@ class Client:
         One per device.
     features : Feature
         Asked for beside those of the media.
+    ahead : int
+        Commands that are fetched before the first of them is performed, if there are so many; those that were fetched
+        together are completed in reverse.
     config : int
         Further fields of `DeviceSetConfig`.
     """
 
-    def __init__(self, media: Iterable[Medium], features: Feature = Feature.LIKE_PIPE, **config: int) -> None:
+    def __init__(
+        self, media: Iterable[Medium], features: Feature = Feature.LIKE_PIPE, *, ahead: int = 1, **config: int
+    ) -> None:
         self.media = list(media)
+        self._ahead = ahead
         asked = features | self.media[0].features
         assert all(medium.features == self.media[0].features for medium in self.media)
         self.set = VirtualDeviceSet.create(
@@ -524,8 +536,15 @@ class Client:
     def _serve(self, medium: Medium, device: VirtualDevice) -> None:
         try:
             for command in device:
-                with command:
-                    answer(medium, command)
+                batch = [command]
+                try:
+                    while len(batch) < self._ahead:
+                        batch.append(device.get_command(0))
+                except (VDTimeoutError, VDClosedError):
+                    pass
+                outcomes = [(command, perform(medium, command)) for command in batch]
+                for command, outcome in reversed(outcomes):
+                    command.complete(outcome.code, outcome.count, outcome.position)
         except BaseException as error:
             self.errors.append(error)
 

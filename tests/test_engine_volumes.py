@@ -277,3 +277,15 @@ def test_the_end_comes_anywhere(make: Shelf, kind: str, short: bool) -> None:
         if kind == "tape":  # and the end of the set is found wherever it is
             run(engine, [media()], "BACKUP DATABASE db", eom_warning_size=81_920)
     assert changed > 20
+
+
+@pytest.mark.parametrize("kind", REMOVABLE)
+@pytest.mark.parametrize("ahead", [2, 5])
+def test_clients_that_fetch_several_commands(engine: Engine, make: Shelf, kind: str, ahead: int) -> None:
+    """All that is pending when the warning comes is stored; reads that went beyond a filemark are taken back."""
+    options = "MAXTRANSFERSIZE = 65536, BUFFERCOUNT = 6"
+    medium = make(kind, zones=zones(1_000_000, 500_000))
+    run(engine, [medium], f"BACKUP DATABASE db1 WITH {options}", ahead=ahead, eom_warning_size=500_000)
+    assert used(medium) > 3
+    medium = make(kind, zones=zones(1_000_000, 500_000))
+    assert run(engine, [medium], f"RESTORE DATABASE db1 WITH {options}", ahead=ahead)[-1].number == 3014

@@ -97,12 +97,13 @@ def is_next_volume_wanted(drive: Drive) -> Steps[bool]:
     """Behind a filemark: whether the cartridge ends here in the middle of a set. If not, nothing has moved."""
     if not drive.kind.removable:
         return False
-    place = yield from drive.address()
+    place, marks = (yield from drive.address()), drive.marks
     answer = yield from drive.read(drive.unit)
     if answer.data[:4] == b"EOTM" and block_at(answer.data) is not None:
         return True
     if answer.data or answer.code not in (CompletionCode.NO_DATA_DETECTED, CompletionCode.HANDLE_EOF):
         yield from drive.do(CommandCode.SET_POSITION, 0, place or 0)
+        drive.marks = marks
     return False
 
 

@@ -153,6 +153,7 @@ class Lane:
         self.ending = False
         self.left: deque[Slot] = deque()  # writes that were not stored, or not all of them
         self.met_mark = False
+        self.strayed = False  # reads went beyond it
         self.skips = True
 
 

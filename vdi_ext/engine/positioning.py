@@ -219,20 +219,21 @@ def _append_to_tape(drive: Drive, found: Label) -> Steps[Place]:
         last = yield from _last_block(drive)
         if last[:4] != b"EOTM":
             number = number_of_last_set(last)
-            assert end is not None
-            yield from drive.do(CommandCode.SET_POSITION, 0, end)
+            if (yield from drive.address()) != end:
+                raise MtfError("something follows the last set that is none")
             return Place(found.size, (), number + 1, end, found.sequence)
         found = yield from next_volume(drive, found.info, found.sequence + 1)
         start = yield from drive.address()
 
 
 def _last_block(drive: Drive) -> Steps[bytes]:
-    """Read the file between two filemarks: EOTM, or the two ESETs, of which it returns one.
+    """Read the file between the last two filemarks, and pass them: EOTM, or the two ESETs, of which it returns one.
 
     On a volume that continues just the end of a set, the repeated blocks precede what is left of them.
     """
     data: bytes = (yield from drive.read(drive.unit)).data
     if data[:4] != b"SSET" or not (block := block_at(data)) or not block.is_continuation:
+        yield from drive.do(CommandCode.SKIP_MARKS, 1)
         return data
     code: int = CompletionCode.SUCCESS
     while code == CompletionCode.SUCCESS and len(data) < _LONGEST_END:
@@ -297,10 +298,7 @@ def go_to_set(drive: Drive, file: int, feed: Feed) -> Steps[None]:
         yield from pass_mark(drive)
         feed.mark()
         # Behind the label each set has two: before its end, and behind it.
-        answer = yield from drive.do(
-            CommandCode.SKIP_MARKS, 2 * (file - 1), allow=(CompletionCode.NO_DATA_DETECTED,)
-        )
-        if answer.code != CompletionCode.SUCCESS:
+        if not (yield from drive.skip_marks(2 * (file - 1))):
             raise MediumRefused(4038, file, drive.name)
         feed.go_to(file, size, ())
         return

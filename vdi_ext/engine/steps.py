@@ -164,6 +164,8 @@ class Drive:
     ----------
     position : int
         Of the next transfer on a device that is addressed, bytes.
+    marks : int
+        Filemarks that lie before the place of a tape, as far as it was only read and skipped forward.
     """
 
     def __init__(self, kind: Kind, name: str, block_size: int) -> None:
@@ -171,6 +173,7 @@ class Drive:
         self.name = name
         self.block_size = block_size
         self.position = 0
+        self.marks = 0
 
     @property
     def unit(self) -> int:
@@ -217,6 +220,7 @@ class Drive:
             self.position += answer.done
         if code != CompletionCode.SUCCESS:
             yield from self.clear()
+        self.marks += code == MARK
         return Answer(code, len(data), data=data)
 
     def write(self, data: bytes = b"", slot: Slot | None = None) -> Steps[None]:
@@ -250,9 +254,21 @@ class Drive:
 
     def rewind(self) -> Steps[None]:
         """To the beginning of the medium."""
-        self.position = 0
+        self.position = self.marks = 0
         if self.kind.keeps_marks:
             yield from self.do(CommandCode.REWIND)
+
+    def skip_marks(self, count: int) -> Steps[bool]:
+        """Skip filemarks forward; whether there were so many."""
+        answer = yield from self.do(CommandCode.SKIP_MARKS, count, allow=(CompletionCode.NO_DATA_DETECTED,))
+        self.marks += count
+        return answer.code == CompletionCode.SUCCESS
+
+    def behind_mark(self) -> Steps[None]:
+        """Back behind the last filemark that was met: reads that were sent with the one which met it went further."""
+        marks = self.marks
+        yield from self.rewind()
+        yield from self.skip_marks(marks)
 
     def address(self) -> Steps[int | None]:
         """The physical address of here; None where the device has none to give.

@@ -377,8 +377,10 @@ class Transfer:
         lane.asked -= slot.size
         at_end = code in ENDS or (code == MARK and self._kind.keeps_marks)
         if lane.eof:
-            # Reads that were sent before the end was known: refused by the provider, or empty.
-            if done or not (at_end or code == CompletionCode.IO_DEVICE):
+            # Reads that were sent before the end was known: refused by the provider, or empty; or, on a tape whose
+            # client had fetched them too, of what lies behind the filemark.
+            lane.strayed = lane.met_mark and code != CompletionCode.IO_DEVICE or lane.strayed
+            if (done and not lane.strayed) or not (at_end or lane.strayed or code == CompletionCode.IO_DEVICE):
                 self._fail(TransferError(lane.device.name, "read", code, done, slot.size))
         elif done > slot.size or not (at_end or code == CompletionCode.SUCCESS) or not (done or at_end):
             # No data and no end would never end.
@@ -399,6 +401,7 @@ class Transfer:
             if at_end:
                 lane.eof = lane.blocked = True
                 lane.met_mark = code == MARK
+                lane.drive.marks += code == MARK
         self._put_back(slot)
 
     def _begin_after_end(self, lane: Lane, consumer: Consumer) -> None:
@@ -424,6 +427,9 @@ class Transfer:
         def steps() -> Steps[bool]:
             if met:
                 yield from lane.drive.clear()
+                if lane.strayed:
+                    lane.strayed = False
+                    yield from lane.drive.behind_mark()
             else:
                 answer = yield from lane.drive.read(self._block_size)
                 if answer.data:
