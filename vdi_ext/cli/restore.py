@@ -6,6 +6,7 @@ from typing import Any
 from .. import jobs
 from . import output, snapshot
 from .events import add_event_options, consumers
+from .exits import EXIT_OK
 from .options import add_password_options, add_statement_options, new_command, password, statement_options
 
 
@@ -13,9 +14,14 @@ def add(commands: Any) -> None:
     restore = new_command(
         commands, "restore", _restore, "restore a database from a set of stripes, checking every byte"
     )
-    restore.add_argument("source", metavar="SOURCE", help="directory of the set")
+    restore.add_argument("source", metavar="SOURCE", help="directory of the set; or of sets, of which "
+                         "those are taken that it needs")  # fmt: skip
     restore.add_argument("target", metavar="TARGET", nargs="+", help="address of the database; of each, of a snapshot")
     restore.add_argument("--verify-first", action="store_true", help="read and check everything before anything else")
+    restore.add_argument("--add", action="append", default=[], metavar="SET", help="another set, or directory of sets, "
+                         "of a chain: differential, logs; may be repeated, in any order")  # fmt: skip
+    restore.add_argument("--to", metavar="NEWNAME", help="restore under another name")
+    restore.add_argument("--data-dir", metavar="DIR", help="put all files into this directory of the server")
     add_restore_options(restore)
     add_statement_options(restore)
     add_password_options(restore)
@@ -54,9 +60,20 @@ def _restore(options: argparse.Namespace) -> int:
             options, jobs.restore_text(options.source, options.target, **restore_options(options))
         )
     secret = password(options, options.target)
+    wishes = restore_options(options)
     with consumers(options) as events, output.progress(options) as progress:
-        result = jobs.restore(
-            options.source, options.target, progress=progress, events=events, verify_first=options.verify_first,
-            password=secret, **restore_options(options),
-        )  # fmt: skip
-    return output.finished(options, result, f"restored {options.target} from {result.path}")
+        if not (options.add or options.to or options.data_dir) and jobs.is_set(options.source):
+            done = [jobs.restore(
+                options.source, options.target, progress=progress, events=events, verify_first=options.verify_first,
+                password=secret, **wishes,
+            )]  # fmt: skip
+        else:
+            if options.sql:
+                raise jobs.ArgumentError("--sql is one statement, and these are several")
+            done = jobs.restore_chain(
+                [options.source, *options.add], options.target, to=options.to, data_dir=options.data_dir,
+                progress=progress, events=events, verify_first=options.verify_first, password=secret, **wishes,
+            )  # fmt: skip
+    for result in done:
+        output.finished(options, result, f"restored {options.target} from {result.path}")
+    return EXIT_OK

@@ -2,6 +2,7 @@
 
 from ..storage import SetInUseError, StorageError, VerificationError
 from .backing_up import backup
+from .chains import ChainError, is_set
 from .common import ArgumentError, Result, tool_version
 from .doctor import Check, diagnose
 from .events import PHASES, Progress, ProgressEvent
@@ -12,6 +13,7 @@ from .piping import pipe_backup, pipe_restore
 from .preview import backup_text, restore_text
 from .recovery import Unfinished, recover
 from .restoring import restore
+from .restoring_chain import restore_chain
 from .selectors import Skipped, is_selector
 from .server_address import login_of
 from .several import Several, backup_several
@@ -21,6 +23,7 @@ from .statements import SQLError, StatementLostError
 __all__ = [
     "PHASES",
     "ArgumentError",
+    "ChainError",
     "Check",
     "CommandFailedError",
     "FreezeTimeoutError",
@@ -41,12 +44,14 @@ __all__ = [
     "backup_text",
     "diagnose",
     "is_selector",
+    "is_set",
     "login_of",
     "password_from",
     "pipe_backup",
     "pipe_restore",
     "recover",
     "restore",
+    "restore_chain",
     "restore_snapshot",
     "restore_text",
     "tool_version",

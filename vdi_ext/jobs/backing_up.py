@@ -1,5 +1,6 @@
 """Backup: from a server's virtual devices into a set of stripes."""
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -12,16 +13,18 @@ from .._core.provider import Provider
 from ..config import DeviceSetConfig
 from ..constants import CommandCode, CompletionCode
 from ..errors import VDAbortError
-from ..storage import SetWriter, StorageError, StripeWriter
+from ..mtf import MtfError
+from ..storage import SetWriter, StorageError, StripeWriter, VerificationError
 from .answering import DONE, Answer, answer_commands, complete
 from .common import Result, checked_devices, completion_for, tool_version
 from .events import Consumer, Progress, Reporter
-from .inquiries import server_name
+from .heads import differences, info_of, merged, stream_head
+from .inquiries import backup_row, server_name
 from .job import Job
 from .passwords import Password
-from .places import Address, Place, source_place
+from .places import Address, Place, ServerPlace, source_place
 from .server_address import is_server
-from .statements import Statement
+from .statements import SQLError, Statement
 from .tokens import expand, has_token, tokens_of
 from .wishes import BackupWish
 
@@ -153,9 +156,9 @@ def backup(
             job.run(start, configured)
             reporter.phase("publishing")
         except BaseException as error:
-            _settle_outcome(job, writer, error)
+            _settle_outcome(job, writer, place, error)
             raise
-    path = _confirm(job, writer)
+    path = _confirm(job, writer, place)
     reporter.phase("done")
     seconds = time.monotonic() - begun
     return Result(path, writer.manifest.size, count, seconds, tuple(job.statement.messages), place.database)
@@ -169,14 +172,21 @@ def path_of(target: str | os.PathLike[str], place: Place, kind: str) -> str:
     return expand(target, tokens_of(database=place.database, kind=kind, server=name, instance=place.instance))
 
 
-def _confirm(job: Job, writer: SetWriter) -> str:
+def _confirm(job: Job, writer: SetWriter, place: Place) -> str:
     """Publish the set of a statement that succeeded."""
+    interrupted: KeyboardInterrupt | None = None
+    problems: list[str] = []
+    notes: list[str] = []
     try:
         # A server that says "done" without a Flush has still sent everything.
         for stripe in writer.stripes:
             if not stripe.complete:
                 stripe.seal(complete=True)
-        return writer.confirm(job.statement.messages)
+        try:
+            problems, notes = _describe(writer, place)
+        except KeyboardInterrupt as error:  # the server may have truncated its log: first the set gets its name
+            interrupted = error
+        path = writer.confirm([*job.statement.messages, *notes])
     except OSError as error:
         raise StorageError(f"{writer.partial}: {error.strerror}: the BACKUP succeeded, the set did not") from error
     except KeyboardInterrupt as error:
@@ -184,19 +194,48 @@ def _confirm(job: Job, writer: SetWriter) -> str:
         raise
     finally:
         writer.leave()
+    if interrupted is not None:
+        interrupted.add_note(f"the statement had succeeded: the set is published as {path}")
+        raise interrupted
+    if problems:
+        raise VerificationError((f"{path} is published, but it is not the backup that msdb knows", *problems))
+    return path
 
 
-def _settle_outcome(job: Job, writer: SetWriter, error: BaseException) -> None:
+def _describe(writer: SetWriter, place: Place) -> tuple[list[str], list[str]]:
+    """Have the manifest say what the backup is; what msdb says otherwise, and what else is to be said."""
+    try:
+        head = stream_head(info_of(writer.partial, writer.manifest))
+    except (MtfError, OSError):
+        return [], []  # compressed, encrypted, or nothing that is a backup: nobody knows more than the statement
+    problems: list[str] = []
+    notes: list[str] = []
+    if isinstance(place, ServerPlace):
+        try:
+            with contextlib.closing(place.server.open()) as session:
+                row = backup_row(session, head.set_guid)
+        except SQLError as error:
+            notes.append(f"msdb could not be asked: {error}")
+        else:
+            if row is None:
+                notes.append("msdb does not list it")
+            elif not (problems := differences(head, row)):
+                head = merged(head, row)
+    writer.manifest.backup = head.to_dict()
+    return problems, notes
+
+
+def _settle_outcome(job: Job, writer: SetWriter, place: Place, error: BaseException) -> None:
     """What becomes of the set when a job ends with an error: only the statement's own result decides."""
     try:
         if job.statement is not None and job.statement.succeeded:
-            error.add_note(f"the statement had succeeded: the set is published as {_confirm(job, writer)}")
+            error.add_note(f"the statement had succeeded: the set is published as {_confirm(job, writer, place)}")
         elif job.statement is not None and job.statement.lost and writer.state == "prepared":
             writer.leave()
             error.add_note(f"the outcome is not known: {writer.partial} is kept (see: vdi-ext recover)")
         else:
             writer.fail(str(error))
-    except StorageError as second:
+    except (StorageError, VerificationError) as second:
         error.add_note(str(second))
 
 

@@ -1,14 +1,22 @@
 """What to do with sets whose job did not end in order."""
 
+import contextlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from ..mtf import MtfError
 from ..storage import PARTIAL, SetInUseError, StorageError, StoredSet, VerificationError, exclusive, remove_set
 from ..storage import unfinished_sets as find_unfinished
+from .common import ArgumentError
 from .events import Progress, Reporter
+from .heads import differences, info_of, merged, stream_head
+from .inquiries import backup_row
+from .passwords import Password
+from .places import Address
+from .server import Server, Session
 
-ACTIONS = ("list", "verify", "publish", "remove")
+ACTIONS = ("list", "verify", "publish", "resolve", "remove")
 
 
 @dataclass(frozen=True)
@@ -38,19 +46,31 @@ class Unfinished:
         return {"path": self.path, "state": self.state, "size": self.size, "problems": list(self.problems)}
 
 
-def recover(store: str, *, action: str = "list", progress: Progress | None = None) -> list[Unfinished]:
+def recover(
+    store: str,
+    *,
+    action: str = "list",
+    progress: Progress | None = None,
+    server: Address | None = None,
+    password: Password | None = None,
+) -> list[Unfinished]:
     """List, verify, publish or remove sets that a job left unfinished.
 
     Parameters
     ----------
     store : str
         A directory of sets, or one set: ``NAME`` or ``NAME.partial``.
-    action : {"list", "verify", "publish", "remove"}
+    action : {"list", "verify", "publish", "resolve", "remove"}
         ``publish`` verifies each ``prepared`` set and gives it its name; the caller says by it that the statement
-        succeeded, or that he wants the set whatever it said. ``remove`` removes what is no backup; a ``prepared`` or
-        damaged set only where `store` names it.
+        succeeded, or that he wants the set whatever it said. ``resolve`` asks the server: a set that its msdb lists is
+        verified and published, and of one that it does not list the BACKUP has failed, which is said. ``remove``
+        removes what is no backup; a ``prepared`` or damaged set only where `store` names it.
     progress : callable, optional
         Called with a `ProgressEvent`.
+    server : str or callable, optional
+        Whom to ask, as for `backup`; needed to resolve.
+    password : str or callable, optional
+        For it.
 
     Returns
     -------
@@ -61,12 +81,39 @@ def recover(store: str, *, action: str = "list", progress: Progress | None = Non
     ------
     StorageError
         There is no such store or set, or it can not be changed.
+    SQLError
+        The server can not be asked.
     """
     if action not in ACTIONS:
         raise ValueError(f"action must be one of {', '.join(ACTIONS)}, not {action!r}")
+    if (action == "resolve") != (server is not None):
+        raise ArgumentError("to resolve sets takes a server that can be asked, and nothing else does")
     paths, named = _find(os.path.abspath(os.fspath(store)))
     reporter = Reporter("recover", progress)
-    return [_act(path, action, named, reporter) for path in paths]
+    if server is None:
+        return [_act(path, action, named, reporter) for path in paths]
+    with contextlib.closing(Server(server, password).open()) as session:
+        return [_resolve(path, session, reporter) for path in paths]
+
+
+def _resolve(path: str, session: Session, reporter: Reporter) -> Unfinished:
+    """Do with a prepared set what msdb says of it."""
+    found = _act(path, "list", False, reporter)
+    if found.state != "prepared":
+        return found
+    stored = StoredSet(path)
+    try:
+        head = stream_head(info_of(stored.path, stored.manifest))
+    except (MtfError, OSError) as error:
+        return replace(found, problems=(f"it does not tell which backup it is: {error}",))
+    row = backup_row(session, head.set_guid)
+    if row is None:
+        said = f"msdb lists no backup {head.set_guid}: the BACKUP has failed, or was of another server"
+        return replace(found, problems=(said,))
+    if problems := differences(head, row):
+        return replace(found, problems=tuple(problems))
+    stored.manifest.backup = merged(head, row).to_dict()
+    return _verified(stored, "publish", reporter)
 
 
 def _find(path: str) -> tuple[list[str], bool]:

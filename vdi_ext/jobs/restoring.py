@@ -13,6 +13,7 @@ from ..storage import StorageError, StoredSet, StripeReader, VerificationError
 from .answering import DONE, Answer, answer_commands, complete
 from .common import ArgumentError, Result
 from .events import Consumer, Progress, Reporter
+from .heads import head_of
 from .job import Job
 from .passwords import Password
 from .places import Address, target_place
@@ -37,7 +38,7 @@ def restore(
     stats: int | None = None,
     request_complete: bool = True,
     own_process: bool = True,
-    kind: str = "full",
+    kind: str | None = None,
     norecovery: bool = False,
     standby: str | None = None,
     stop_at: str | None = None,
@@ -67,8 +68,8 @@ def restore(
         By default what the backup was written with, as the server demands.
     replace : bool
         Overwrite an existing database.
-    kind : {"full", "differential", "log"}
-        What the set holds: RESTORE LOG for a log, else RESTORE DATABASE.
+    kind : {"full", "differential", "log"}, optional
+        What the set holds: RESTORE LOG for a log, else RESTORE DATABASE. By default what it says of itself.
     norecovery : bool
         Leave the database ready for further differentials and logs.
     standby : str, optional
@@ -105,7 +106,7 @@ def restore(
     if devices is not None and devices != count:
         raise ArgumentError(f"{stored.path} has {count} stripes: it is restored over {count} devices, not {devices}")
     wish = RestoreWish(
-        kind=kind, block_size=block_size or stored_block_size(stored), buffer_count=buffer_count,
+        kind=kind or kind_of(stored), block_size=block_size or stored_block_size(stored), buffer_count=buffer_count,
         max_transfer_size=max_transfer_size, checksum=checksum, replace=replace, stats=stats, norecovery=norecovery,
         standby=standby, stop_at=stop_at, moves=moves or {}, with_options=with_options, sql=sql,
     )  # fmt: skip
@@ -141,6 +142,12 @@ def restore(
     reporter.phase("done")
     seconds = time.monotonic() - begun
     return Result(stored.path, stored.manifest.size, count, seconds, tuple(job.statement.messages), place.database)
+
+
+def kind_of(stored: StoredSet) -> str:
+    """What a set holds, as far as it tells."""
+    head = head_of(stored.path, stored.manifest)
+    return head.kind if head is not None else "full"
 
 
 def stored_block_size(stored: StoredSet) -> int | None:

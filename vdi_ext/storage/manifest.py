@@ -94,6 +94,7 @@ class Manifest:
     configuration: dict = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
     reason: str | None = None
+    backup: dict = field(default_factory=dict)  # what it is: GUIDs, LSNs, kind; empty where nobody knows
     snapshot: list[dict] | None = None
 
     @property
@@ -121,8 +122,9 @@ class Manifest:
             raise ValueError("not a manifest of a backup set")
         if document.pop("version", None) != FORMAT_VERSION:
             raise ValueError("written by another version of this program")
+        document.setdefault("backup", {})  # earlier ones have none
         kinds: dict[str, type | tuple[type, ...]] = {
-            "stripes": list, "configuration": dict, "messages": list,
+            "stripes": list, "backup": dict, "configuration": dict, "messages": list,
             "finished": (str, type(None)), "reason": (str, type(None)), "snapshot": (list, type(None)),
         }  # fmt: skip
         document.setdefault("snapshot", None)  # written before there were any

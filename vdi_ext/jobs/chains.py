@@ -1,0 +1,172 @@
+"""Which of many sets bring a database to a point in time, in which order."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..storage import MANIFEST, PARTIAL, StorageError, StoredSet
+from .common import ArgumentError
+from .heads import Head, head_of
+
+
+class ChainError(ArgumentError):
+    """The sets do not lead there; the message says what is missing. Nothing was begun."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """One set of a chain.
+
+    Attributes
+    ----------
+    stored : StoredSet
+    head : Head
+    """
+
+    stored: StoredSet
+    head: Head
+
+    @property
+    def path(self) -> str:
+        return self.stored.path
+
+
+def is_set(path: str | os.PathLike[str]) -> bool:
+    """Whether this is one set, or at least no directory of sets."""
+    return not os.path.isdir(path) or os.path.exists(os.path.join(path, MANIFEST)) or not _sets_in(os.fspath(path))
+
+
+def links(sources: Sequence[str | os.PathLike[str]], database: str | None = None) -> list[Link]:
+    """The sets at these places: a place is a set, or a directory of sets.
+
+    Parameters
+    ----------
+    sources : sequence of path
+    database : str, optional
+        Take from directories only sets of this database.
+
+    Raises
+    ------
+    ChainError
+        A set that was named does not tell what it is.
+    StorageError, VerificationError
+        A set that was named can not be read.
+    """
+    found: dict[str, Link] = {}
+    for source in map(os.fspath, sources):
+        named = is_set(source)
+        paths = [source] if named else _sets_in(source)
+        for path in paths:
+            stored = StoredSet(path)
+            if not stored.restorable:
+                if named:
+                    raise StorageError(f"{path} is {stored.state}: it holds no whole backup and cannot be restored")
+                continue
+            head = head_of(stored.path, stored.manifest)
+            if head is None:
+                if named:
+                    raise ChainError(f"{path} does not tell what it holds: it can only be restored by itself")
+                continue
+            if named or database is None or head.database.casefold() == database.casefold():
+                found[stored.path] = Link(stored, head)
+    return list(found.values())
+
+
+def plan(every: Sequence[Link], stop_at: str | None = None) -> list[Link]:
+    """Choose and order the sets for a restore.
+
+    The newest full backup before the point in time, the newest differential on it, and every log from there on; to the
+    end of the last one where there is no point in time.
+
+    Parameters
+    ----------
+    every : sequence of Link
+        Sets of one database; those that are not needed are left out.
+    stop_at : str, optional
+        ISO 8601 without a zone, the server's time.
+
+    Raises
+    ------
+    ChainError
+    """
+    until = point_in_time(stop_at)
+    names = {link.head.database.casefold() for link in every}
+    if len(names) > 1:
+        raise ChainError(f"these are backups of {len(names)} databases ({', '.join(sorted(names))}): name one")
+    full = _newest([link for link in every if link.head.kind == "full"], until)
+    if full is None:
+        when = f" that had ended by {stop_at}" if until else ""
+        raise ChainError(f"there is no full backup{when} among the {len(every)} sets")
+    chosen = [full]
+    differential = _newest([link for link in every if _builds_on(link.head, full.head)], until)
+    if differential is not None:
+        chosen.append(differential)
+    logs = sorted((link for link in every if link.head.kind == "log"), key=lambda link: link.head.last_lsn)
+    for link in logs:
+        last = chosen[-1].head
+        if link.head.last_lsn <= last.last_lsn or (until and _reached(last, until) and last.kind == "log"):
+            continue  # before the data backup, or after the point in time
+        if link.head.first_lsn > last.last_lsn:
+            raise ChainError(
+                f"{link.path} begins at LSN {link.head.first_lsn}, and {chosen[-1].path} ends at {last.last_lsn}: "
+                "a log between them is missing"
+            )
+        if None not in (link.head.first_fork, last.last_fork) and link.head.first_fork != last.last_fork:
+            continue  # of another recovery path
+        chosen.append(link)
+    if until and not (chosen[-1].head.kind == "log" and _reached(chosen[-1].head, until)):
+        raise ChainError(
+            f"the logs end with {chosen[-1].path} ({chosen[-1].head.finished or 'time not known'}), before {stop_at}"
+        )
+    return chosen
+
+
+def point_in_time(text: str | None) -> datetime.datetime | None:
+    """A point in the server's time, or ArgumentError."""
+    if text is None:
+        return None
+    try:
+        found = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise ArgumentError(f"{text!r} is no point in time: write 2026-03-01T12:00:00") from None
+    if found.tzinfo is not None:
+        raise ArgumentError(f"{text!r} has a zone: give the server's own time, without one")
+    return found
+
+
+def _sets_in(directory: str) -> list[str]:
+    paths = [os.path.join(directory, name) for name in sorted(os.listdir(directory)) if not name.endswith(PARTIAL)]
+    return [path for path in paths if os.path.exists(os.path.join(path, MANIFEST))]
+
+
+def _builds_on(differential: Head, full: Head) -> bool:
+    if differential.kind != "differential" or full.copy_only:
+        return False
+    if differential.base_guid is not None:
+        return differential.base_guid == full.set_guid
+    return differential.base_lsn == full.checkpoint_lsn
+
+
+def _newest(candidates: list[Link], until: datetime.datetime | None) -> Link | None:
+    usable = [link for link in candidates if until is None or _ended_by(link.head, until)]
+    return max(usable, key=lambda link: link.head.last_lsn, default=None)
+
+
+def _ended_by(head: Head, until: datetime.datetime) -> bool:
+    time = _time(head.finished) or _time(head.started)
+    return time is not None and time <= until
+
+
+def _reached(head: Head, until: datetime.datetime) -> bool:
+    time = _time(head.finished)
+    return time is not None and time >= until
+
+
+def _time(text: str | None) -> datetime.datetime | None:
+    try:
+        return datetime.datetime.fromisoformat(text).replace(tzinfo=None) if text else None
+    except ValueError:
+        return None

@@ -1,0 +1,189 @@
+"""What a backup says of itself at its beginning, and whether msdb says the same."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from uuid import UUID
+
+from ..mtf import BlockSizeError, FamilyInfo, FamilyReader, FileHeader, Lsn, MtfError
+from ..storage import Manifest
+from .inquiries import BackupRow, lsn_number
+
+_LONGEST = 8 << 20  # bytes that are read at most; a configuration has a few KiB for each file
+_PIECE = 65536
+_TYPES = {"D": "full", "I": "differential", "L": "log"}
+
+
+@dataclass(frozen=True)
+class Head:
+    """One backup, as far as a chain must know it. LSNs are numbers as in T-SQL; times the server's, ISO 8601.
+
+    Attributes
+    ----------
+    set_guid : str
+    kind : {"full", "differential", "log"}
+    database, server : str
+    first_lsn, last_lsn, checkpoint_lsn, database_lsn, base_lsn : int
+    base_guid : str or None
+        Of the full backup that a differential builds on.
+    first_fork, last_fork, family : str or None
+        Recovery forks at the beginning and the end, and the database's family.
+    copy_only : bool or None
+        None: only msdb would know.
+    started, finished : str or None
+    """
+
+    set_guid: str
+    kind: str
+    database: str
+    server: str
+    first_lsn: int
+    last_lsn: int
+    checkpoint_lsn: int
+    database_lsn: int
+    base_lsn: int
+    base_guid: str | None
+    first_fork: str | None
+    last_fork: str | None
+    family: str | None
+    copy_only: bool | None
+    started: str | None
+    finished: str | None
+
+    def to_dict(self) -> dict:
+        """For a manifest. LSNs become text: many readers of JSON have no numbers of that size."""
+        return {name: str(value) if name.endswith("_lsn") else value for name, value in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, object]) -> Head | None:
+        """Of a manifest; None where it says nothing, or nothing that can be believed."""
+        names = set(cls.__dataclass_fields__)
+        if set(document) != names:
+            return None
+        values: dict = dict(document)
+        for name, value in document.items():
+            if name.endswith("_lsn"):
+                if not isinstance(value, str) or not value.isdecimal() or len(value) > 25:
+                    return None
+                values[name] = int(value)
+            elif name == "copy_only":
+                if not (value is None or isinstance(value, bool)):
+                    return None
+            elif not (isinstance(value, str) or (value is None and name not in ("set_guid", "kind", "database"))):
+                return None
+        return cls(**values) if values["kind"] in _TYPES.values() else None
+
+
+class _Enough(Exception):
+    pass
+
+
+def read_info(path: str, block_size: int) -> FamilyInfo:
+    """The beginning of a stripe.
+
+    Parameters
+    ----------
+    path : str
+    block_size : int
+        That it was written with; another one is found out.
+
+    Raises
+    ------
+    MtfError
+        It is no stream that is understood: compressed, encrypted, or no backup.
+    OSError
+    """
+    found: list[FamilyInfo] = []
+
+    def start(info: FamilyInfo) -> None:
+        found.append(info)
+        raise _Enough
+
+    reader = FamilyReader(block_size, start, lambda pages: None)
+    with open(path, "rb") as file:
+        try:
+            while file.tell() < _LONGEST and (piece := file.read(_PIECE)):
+                reader.feed(memoryview(piece))
+        except _Enough:
+            return found[0]
+        except BlockSizeError as error:
+            if error.found == block_size:
+                raise
+            return read_info(path, error.found)
+    raise MtfError("no backup set begins there")
+
+
+def info_of(directory: str, manifest: Manifest) -> FamilyInfo:
+    """The beginning of a set's first stripe. Raises as `read_info`."""
+    block_size = manifest.configuration.get("block_size")
+    valid = type(block_size) is int and 512 <= block_size <= 65536 and not block_size & (block_size - 1)
+    return read_info(os.path.join(directory, manifest.stripes[0].file), block_size if valid else 65536)
+
+
+def files_of(directory: str, manifest: Manifest) -> tuple[FileHeader, ...]:
+    """The files of the database that a set holds. Raises as `read_info`."""
+    return info_of(directory, manifest).configuration.files
+
+
+def head_of(directory: str, manifest: Manifest) -> Head | None:
+    """What a stored set is: from its manifest, else from its first stripe. None: neither tells."""
+    if (head := Head.from_dict(manifest.backup)) is not None:
+        return head
+    try:
+        return stream_head(info_of(directory, manifest))
+    except (MtfError, OSError):
+        return None
+
+
+def stream_head(info: FamilyInfo) -> Head:
+    """What the beginning of a stream says."""
+    found = info.configuration
+    copy_only = found.extra.get("copy_only")
+    return Head(
+        _guid(info.set_guid) or "", _TYPES.get(found.kind, "full"), found.database, found.server,
+        _number(found.first_lsn), _number(found.last_lsn), _number(found.checkpoint_lsn), _number(found.database_lsn),
+        _number(found.base_lsn), _guid(found.base_guid), _guid(found.recovery_fork), _guid(found.recovery_fork),
+        _guid(found.family_guid), copy_only if isinstance(copy_only, bool) else None,
+        found.started.isoformat() if found.started else None, None,
+    )  # fmt: skip
+
+
+def differences(head: Head, row: BackupRow) -> list[str]:
+    """What msdb says otherwise than the stream."""
+    pairs = {
+        "the set's GUID": (head.set_guid, row.set_guid),
+        "the database": (head.database, row.database),
+        "the type": (head.kind, _TYPES.get(row.type)),
+        "the first LSN": (head.first_lsn, row.first_lsn),
+        "the last LSN": (head.last_lsn, row.last_lsn),
+        "the checkpoint LSN": (head.checkpoint_lsn, row.checkpoint_lsn),
+    }
+    if head.copy_only is not None:
+        pairs["copy-only"] = (head.copy_only, row.copy_only)
+    return [
+        f"{what} is {there} in msdb and {here} in the stream"
+        for what, (here, there) in pairs.items()
+        if there is not None and here != there
+    ]
+
+
+def merged(head: Head, row: BackupRow) -> Head:
+    """What both say together: forks, copy-only and the end are better known to msdb."""
+    return Head(**{
+        **vars(head),
+        "copy_only": row.copy_only,
+        "first_fork": row.first_fork or head.first_fork,
+        "last_fork": row.last_fork or head.last_fork,
+        "started": row.started or head.started,
+        "finished": row.finished,
+    })  # fmt: skip
+
+
+def _guid(raw: bytes) -> str | None:
+    return str(UUID(bytes_le=bytes(raw))) if len(raw) == 16 and any(raw) else None
+
+
+def _number(lsn: Lsn) -> int:
+    return lsn_number(lsn)
