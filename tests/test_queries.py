@@ -361,6 +361,7 @@ def test_one_session_kills_another(engine: Engine, session: Session) -> None:
     other.close()
 
 
+SHARED = Engine({"sales": Synthetic(1 << 20)})
 WORDS = [
     "SELECT", "FROM", "sys.databases", "msdb.dbo.backupset", "WHERE", "name", "=", "'x'", "N'y'", "1", "(", ")", ",",
     "*", "+", "-", "/", "AS", "a", "TOP", "ORDER BY", "GROUP BY", "UNION", "CASE", "WHEN", "THEN", "ELSE", "END",
@@ -376,8 +377,7 @@ WORDS = [
 @given(st.lists(st.sampled_from(WORDS), max_size=25).map(" ".join) | st.text(max_size=100).map("SELECT {}".format))
 @settings(max_examples=600, deadline=None)
 def test_whatever_is_said_gets_rows_or_messages(batch: str) -> None:
-    engine = Engine({"sales": Synthetic(1 << 20)})
-    session = Session(engine)
+    session = Session(SHARED)
     heard = run(session, batch)
     assert all(message.number < 60000 and message.text for message in heard.messages)
     session.close()
@@ -385,7 +385,7 @@ def test_whatever_is_said_gets_rows_or_messages(batch: str) -> None:
 
 @given(st.text(max_size=200), st.text(max_size=200))
 def test_texts_come_back_as_they_went(left: str, right: str) -> None:
-    session = Session(Engine({}))
+    session = Session(SHARED)
     one = Parameter(SqlType("nvarchar", 4000), left)
     heard = run(session, "SELECT @a, @b, @a + @b", a=one, b=Parameter(SqlType("nvarchar", 4000), right))
     assert heard.rows == [(left, right, left + right)]

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import pytest
 from engine_clients import Player, Recorder, client
 
-from vdi_ext import Command
+from vdi_ext import Command, CommandCode
 from vdi_ext.engine import Engine, Message, Synthetic
+from vdi_ext.engine.catalog import entry_of
 from vdi_ext.engine.session import Column, Session
 
 
@@ -181,3 +182,132 @@ def test_cancelling_aborts_the_device_set(session: Session) -> None:
     assert heard.numbers == [3204, 3013]
     assert session.database == "master", "nothing more of the batch runs"
     assert run(session, "USE other").numbers == [5701], "the next batch does"
+
+
+def test_a_backup_is_in_msdb_afterwards(session: Session) -> None:
+    recorder = Recorder(2)
+    with client(2, recorder) as one:
+        run(session, f"BACKUP DATABASE sales TO {one.clauses} WITH COPY_ONLY, CHECKSUM, NAME = N'a name'")
+    heard = run(
+        session,
+        """
+        SELECT s.database_name, s.type, s.is_copy_only, s.has_backup_checksums, s.name, f.physical_device_name,
+               f.device_type, s.user_name
+        FROM msdb.dbo.backupset s JOIN msdb.dbo.backupmediafamily f ON f.media_set_id = s.media_set_id
+        ORDER BY f.family_sequence_number
+        """,
+    )
+    assert [row[:7] for row in heard.rows] == [("sales", "D", 1, 1, "a name", name, 7) for name in one.names]
+    stored = run(session, "SELECT file_type, logical_name FROM msdb.dbo.backupfile ORDER BY file_number").rows
+    assert stored == [("D", "sales"), ("L", "sales_log")]
+    with client(2, Player(recorder.streams)) as one:
+        assert run(session, f"RESTORE DATABASE fresh FROM {one.clauses} WITH REPLACE").numbers[-1] == 3014
+    heard = run(session, "SELECT destination_database_name, restore_type, replace FROM msdb.dbo.restorehistory")
+    assert heard.rows == [("fresh", "D", 1)]
+    assert run(session, "SELECT DB_ID('fresh')").rows == [(7,)]
+
+
+def test_the_progress_of_a_backup_is_seen_from_another_session(engine: Engine, session: Session) -> None:
+    began, released, seen = threading.Event(), threading.Event(), Heard()
+
+    def hold(number: int, command: Command) -> None:
+        if command.code == CommandCode.WRITE and command.size >= 1 << 16 and not began.is_set():
+            command.complete()
+            began.set()
+            released.wait(60)
+        else:
+            command.complete()
+
+    with client(1, hold) as one:
+        batch = f"BACKUP DATABASE big TO {one.clauses} WITH MAXTRANSFERSIZE = 65536"
+        engine.catalog.add(entry_of(engine.catalog.next_id(), "big", Synthetic(32 << 20), engine.started))
+        thread = threading.Thread(target=session.run, args=(batch, seen))
+        thread.start()
+        assert began.wait(60)
+        other = Session(engine)
+        query = "SELECT session_id, command, percent_complete FROM sys.dm_exec_requests WHERE command LIKE 'BACKUP%'"
+        ((spid, command, percent),) = run(other, query).rows
+        other.close()
+        released.set()
+        thread.join(60)
+    assert (spid, command) == (session.spid, "BACKUP DATABASE")
+    assert 0 <= percent < 100
+    assert seen.numbers[-1] == 3014
+
+
+def test_kill_ends_a_backup_and_its_session(engine: Engine, session: Session) -> None:
+    began, released, heard = threading.Event(), threading.Event(), Heard()
+
+    def wait(number: int, command: Command) -> None:
+        began.set()
+        with memoryview(command):
+            released.wait(60)
+        command.complete()
+
+    killer = Session(engine)
+    with client(1, wait) as one:
+        thread = threading.Thread(target=session.run, args=(f"BACKUP DATABASE sales TO {one.clauses}", heard))
+        thread.start()
+        assert began.wait(60)
+        assert run(killer, f"DECLARE @who int = {session.spid} KILL 49; KILL {session.spid}").numbers == [6106]
+        released.set()
+        thread.join(60)
+    assert not thread.is_alive()
+    assert heard.numbers == [3204, 3013, 596]
+    session.close()
+    assert run(killer, "SELECT session_id FROM sys.dm_exec_sessions").rows == [(killer.spid,)]
+    killer.close()
+
+
+def test_waiting_ends_when_it_is_cancelled(session: Session) -> None:
+    heard = Heard()
+    thread = threading.Thread(target=session.run, args=("WAITFOR DELAY '01:00:00'; PRINT 'x'", heard))
+    thread.start()
+    while session.request is None and thread.is_alive():
+        thread.join(0.01)
+    session.cancel()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert heard.events == []
+
+
+def test_a_query_without_end_is_cancelled(session: Session) -> None:
+    endless = ", ".join(f"sys.configurations c{n}" for n in range(14))
+    heard = Heard()
+    thread = threading.Thread(target=session.run, args=(f"SELECT SUM(c0.value + c13.value) FROM {endless}", heard))
+    thread.start()
+    while session.request is None and thread.is_alive():
+        thread.join(0.01)
+    session.cancel()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert heard.rows == []
+
+
+def test_the_recovery_model_can_be_altered(session: Session) -> None:
+    assert run(session, "ALTER DATABASE [sales] SET RECOVERY FULL WITH NO_WAIT").messages == []
+    query = "SELECT recovery_model_desc FROM sys.databases WHERE name = 'sales'"
+    assert run(session, query).rows == [("FULL",)]
+    assert run(session, "ALTER DATABASE nothing SET RECOVERY SIMPLE").numbers == [5011, 5069]
+    text = run(session, "ALTER DATABASE sales SET OFFLINE").messages[0].text
+    assert text == "ALTER DATABASE SET OFFLINE is not yet implemented."
+
+
+def test_errors_end_what_they_end_on_a_server(session: Session) -> None:
+    assert run(session, "SELECT 1/0; PRINT 'on'").numbers == [8134, 0]
+    assert run(session, "SELECT CAST('x' AS int); PRINT 'on'").numbers == [245]
+    run(session, "BEGIN TRAN")
+    assert run(session, "SET XACT_ABORT ON; SELECT 1/0; PRINT 'on'").numbers == [8134]
+    assert session.transactions == 0
+
+
+def test_what_drivers_ask_before_they_commit(session: Session) -> None:
+    assert run(session, "IF @@TRANCOUNT > 0 COMMIT TRAN").shape == []
+    run(session, "SET IMPLICIT_TRANSACTIONS ON")
+    run(session, "SELECT @@SPID")
+    assert session.transactions == 0
+    run(session, "SELECT name FROM sys.databases")
+    assert session.transactions == 1
+    assert run(session, "BACKUP DATABASE sales TO VIRTUAL_DEVICE = 'x'").numbers == [3021, 3013]
+    run(session, "IF @@TRANCOUNT > 0 ROLLBACK TRAN; SET IMPLICIT_TRANSACTIONS OFF")
+    assert session.transactions == 0

@@ -42,6 +42,8 @@ def add(commands: Any) -> None:
     serve.add_argument("--instance", metavar="NAME", help="of SQL Server, as clients of virtual devices name it")
     serve.add_argument("--server-name", metavar="NAME", help="as in messages and backups (default: the host's)")
     serve.add_argument("--provider", metavar="WHICH", help="embedded, system, or the path of a library")
+    serve.add_argument("--state", metavar="DIR",
+                       help="where the history of backups (msdb) is kept (default: until the end only)")  # fmt: skip
     serve.add_argument("--log-level", choices=LEVELS, default="info", help="of the error log, on standard error")
     add_event_options(serve)
 
@@ -58,7 +60,8 @@ def _serve(options: argparse.Namespace) -> int:
         _logins(options.logins) as (logins, made),
     ):
         engine = Engine(databases, instance=options.instance, provider=options.provider,
-                        server_name=options.server_name, events=events)  # fmt: skip
+                        server_name=options.server_name, history=_history(options.state),
+                        events=events)  # fmt: skip
         try:
             endpoint = Endpoint(
                 engine, logins, host=host, port=port, encrypt=options.encrypt, certificate=options.certificate,
@@ -76,6 +79,17 @@ def _serve(options: argparse.Namespace) -> int:
                 print(_greeting(BANNER, next(iter(logins)), **where), flush=True)
             threading.Event().wait()  # until a signal raises here
     return EXIT_OK
+
+
+def _history(folder: str | None) -> Any:
+    from ..engine.msdb import History
+
+    try:
+        if folder is not None:
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+        return History(folder)
+    except (OSError, ValueError) as error:
+        raise jobs.ArgumentError(f"the state in {folder}: {error}") from None
 
 
 def _greeting(banner: str, login: str, host: str, port: int, databases: list[str], password_file: str | None) -> str:

@@ -40,6 +40,15 @@ class Transaction:
 
 
 @dataclass(frozen=True)
+class SetRecovery:
+    """ALTER DATABASE ... SET RECOVERY; `database` is empty for the current one."""
+
+    line: int
+    database: str
+    model: str
+
+
+@dataclass(frozen=True)
 class Declare:
     line: int
     name: str
@@ -105,7 +114,8 @@ class Execute:
 
 
 Node: TypeAlias = (
-    Draft | SetOption | Use | Transaction | Declare | Assign | Select | Print | Raise | If | Kill | Wait | Execute
+    Draft | SetOption | SetRecovery | Use | Transaction | Declare | Assign | Select | Print | Raise | If | Kill | Wait
+    | Execute
 )
 
 
@@ -241,6 +251,8 @@ class _Batch:
             return Select(token.line, self._compiler().select())
         if word in ("COMMIT", "ROLLBACK", "SAVE", "BEGIN"):
             return self._transaction()
+        if word == "ALTER" and cursor.peek().value.upper() == "DATABASE":
+            return self._alter_database(token)
         if word in _FOREIGN:
             fail(3015, self._named(token), line=token.line)
         parse = {
@@ -252,6 +264,21 @@ class _Batch:
             cursor.syntax()
         cursor.next()
         return parse(token.line)
+
+    def _alter_database(self, token: Token) -> SetRecovery:
+        """Of all that can be altered, the recovery model."""
+        cursor = self._cursor
+        cursor.place += 2
+        name = cursor.next().value if cursor.at("CURRENT") else cursor.value("word", "name").value
+        if not (cursor.at("SET") and cursor.peek().value.upper() == "RECOVERY"):
+            words = cursor.token.value.upper(), cursor.peek().value.upper()
+            fail(3015, " ".join(("ALTER DATABASE", *words)).strip(), line=token.line)
+        cursor.place += 2
+        model = cursor.token.value.upper()
+        cursor.expect("FULL", "SIMPLE", "BULK_LOGGED")
+        if cursor.take("WITH"):
+            cursor.expect("NO_WAIT")
+        return SetRecovery(token.line, "" if name.upper() == "CURRENT" else name, model)
 
     def _named(self, token: Token) -> str:
         """A statement by its first words."""

@@ -53,6 +53,7 @@ _TEXTS = {
     321: (15, '"{}" is not a recognized table hints option. If it is intended as a parameter to a table-valued '
               'function or to the CHANGETABLE function, ensure that your database compatibility mode is set to 90.'),
     402: (16, "The data types {} and {} are incompatible in the {} operator."),
+    408: (16, "A constant expression was encountered in the {} list, position {}."),
     517: (16, "Adding a value to a '{}' column caused an overflow."),
     537: (16, "Invalid length parameter passed to the LEFT or SUBSTRING function."),
     596: (21, "Cannot continue the execution because the session is in the kill state."),
@@ -218,6 +219,9 @@ _TEXTS = {
            "different stop point or use RESTORE DATABASE WITH RECOVERY to recover at the current point."),
     4353: (16, "Conflicting file relocations have been specified for file '{}'. Only a single WITH MOVE clause "
            "should be specified for any logical file name."),
+    5011: (14, "User does not have permission to alter database '{}', the database does not exist, or the database is "
+               "not in a state that allows access checks."),
+    5069: (16, "{} statement failed."),
     5133: (16, 'Directory lookup for the file "{}" failed with the operating system error {}.'),
     5701: (10, "Changed database context to '{}'."),
     5703: (10, "Changed language setting to {}."),

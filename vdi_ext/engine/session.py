@@ -20,12 +20,14 @@ from .batch import (
     Raise,
     Select,
     SetOption,
+    SetRecovery,
     Transaction,
     Use,
     Wait,
     parse_batch,
     parse_declarations,
 )
+from .database import DatabaseError
 from .messages import Message, SqlError, message
 from .printing import formatted
 from .queries import Cancelled, Context, Query, Rows
@@ -257,8 +259,9 @@ class Session:
             self._execute(node)
             return True
         simple: dict[type, Callable] = {
-            SetOption: self._set, Use: self._use, Transaction: self._transaction, Declare: self._declare,
-            Assign: self._assign, Print: self._print, Raise: self._raise, Kill: self._kill, Wait: self._wait,
+            SetOption: self._set, SetRecovery: self._set_recovery, Use: self._use,
+            Transaction: self._transaction, Declare: self._declare, Assign: self._assign, Print: self._print,
+            Raise: self._raise, Kill: self._kill, Wait: self._wait,
         }  # fmt: skip
         raised = simple[type(node)](node)
         if not raised:
@@ -344,6 +347,14 @@ class Session:
         elif node.names == ("LANGUAGE",):
             self._say(message(5703, "us_english", line=node.line))
 
+    def _set_recovery(self, node: SetRecovery) -> None:
+        name = node.database or self.database
+        try:
+            self._engine.set_recovery_model(name, node.model)
+        except DatabaseError:
+            failed = message(5069, "ALTER DATABASE", line=node.line)
+            raise SqlError((message(5011, name, line=node.line), failed)) from None
+
     def _use(self, node: Use) -> None:
         wanted = node.database.casefold()
         info = next((info for info in self._engine.databases if info.name.casefold() == wanted), None)
@@ -403,12 +414,8 @@ class Session:
             raise SqlError((message(217, _MOST_NESTED, line=node.line),))
         outer = self._types, self._values
         database = self.database
-        inner: tuple[dict[str, SqlType], dict[str, object]] = ({}, {})
-        outputs: list[tuple[str, str]] = []
-        if len(values) > 1:
-            *inner_parts, outputs = _bound(str(values[1][1] or ""), values[2:], node.line)
-            inner = inner_parts[0], inner_parts[1]
-        self._types, self._values = inner
+        declared = str(values[1][1] or "") if len(values) > 1 else ""
+        self._types, self._values, outputs = _bound(declared, values[2:], node.line)
         try:
             self._text(values[0][1])
         finally:

@@ -84,12 +84,12 @@ def from_raw(type_: SqlType | None, raw: Raw) -> object:
         if found == "string":
             return fit(raw if isinstance(raw, str) else _plain(raw), type_.size)
         if found in ("int", "bit"):
-            number = int(raw)  # type: ignore[arg-type]
+            number = int(raw)
             return _in_range(number, type_) if found == "int" else int(number != 0)
         if found == "decimal":
             return _decimal(Decimal(str(raw)), type_)
         if found == "float":
-            return float(raw)  # type: ignore[arg-type]
+            return float(raw)
         if found == "date":
             return _moment(datetime.fromisoformat(str(raw)), type_)
         if found == "time":
@@ -165,6 +165,11 @@ def convert(value: object, target: SqlType, style: int = 0) -> object:
     return _binary(value, target, style)
 
 
+def _name_of(value: object) -> str:
+    names = {str: "nvarchar", bytes: "varbinary", UUID: "uniqueidentifier", time: "time", datetime: "datetime"}
+    return names.get(type(value), "date" if isinstance(value, date) else "numeric")
+
+
 def _integer(value: object, target: SqlType) -> int:
     if isinstance(value, str):
         text = value.strip()
@@ -181,7 +186,7 @@ def _integer(value: object, target: SqlType) -> int:
             return int(value)
         except (ValueError, OverflowError):
             raise failure(8115, "float", target.name, state=2) from None
-    raise failure(8114, type(value).__name__, target.name)
+    raise failure(8114, _name_of(value), target.name)
 
 
 def _number(value: object, target: SqlType, found: str) -> object:
@@ -192,7 +197,7 @@ def _number(value: object, target: SqlType, found: str) -> object:
     except InvalidOperation:
         number = None
     if number is None or not number.is_finite():
-        raise failure(8114, "nvarchar" if isinstance(value, str) else type(value).__name__, target.name)
+        raise failure(8114, _name_of(value), target.name)
     if found == "decimal":
         return _decimal(number, target)
     try:

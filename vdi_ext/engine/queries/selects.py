@@ -146,7 +146,9 @@ class Compiler(Expressions):
             terms = self._list(True)
         finally:
             self.scope = saved
-        for term in terms:
+        for place, term in enumerate(terms, 1):
+            if not term.isdigit() and term.strip("()-+~ ").isdigit():
+                fail(408, "ORDER BY", place, line=self.cursor.token.line)
             if term.isdigit() and not 1 <= int(term) <= len(found.columns):
                 fail(108, term, line=self.cursor.token.line)
         return terms

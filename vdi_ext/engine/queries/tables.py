@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import NamedTuple
 
+from ..catalog import Entry, address_of
+from ..replay import Replay
+from ..sqlite import Sqlite, content_pages
+from ..synthetic import Synthetic
 from ..tsql.tokens import Cursor, tokenize
 from ..tsql.types import parse_type
 from ..types import Column
@@ -92,16 +98,31 @@ def _old_databases(context: Context) -> Iterable[Row]:
 
 
 def _files(context: Context) -> Iterable[Row]:
-    for info in context.databases:
-        for number, log in ((1, False), (2, True)) if info.has_log_file else ((1, False),):
-            suffix = "_log" if log else ""
+    for entry in context.engine.catalog:
+        for number, log, name, path, pages in _files_of(entry):
             yield {
-                "database_id": info.id, "file_id": number, "file_guid": None, "type": int(log),
-                "type_desc": "LOG" if log else "ROWS", "data_space_id": int(not log), "name": f"{info.name}{suffix}",
-                "physical_name": f"{info.path}{suffix}", "state": 0, "state_desc": "ONLINE", "size": None,
+                "database_id": entry.id, "file_id": number, "file_guid": None, "type": int(log),
+                "type_desc": "LOG" if log else "ROWS", "data_space_id": int(not log), "name": name,
+                "physical_name": path, "state": int(entry.state != "ONLINE"), "state_desc": entry.state, "size": pages,
                 "max_size": -1, "growth": 8192, "is_media_read_only": 0, "is_read_only": 0, "is_sparse": 0,
                 "is_percent_growth": 0, "is_name_reserved": 0,
             }  # fmt: skip
+
+
+def _files_of(entry: Entry) -> Iterable[tuple[int, bool, str, str, int | None]]:
+    """Number, whether it is the log, logical name, path, and pages where they are known."""
+    database = entry.database
+    if isinstance(database, Replay):
+        return [(1, False, entry.name, address_of(database), None)]
+    pages = database.pages if isinstance(database, Synthetic) else None
+    if isinstance(database, Sqlite):
+        with contextlib.suppress(OSError):
+            pages = content_pages(os.path.getsize(database.path))
+    return [
+        (file.file_id, file.is_log, file.name, entry.path(file.name, file.path), None if pages is None else file.pages)
+        for file in database.files(entry.logical_name, pages or 0)
+        if not (file.is_log and isinstance(database, Sqlite))  # which has one file
+    ]
 
 
 def _own_files(context: Context) -> Iterable[Row]:

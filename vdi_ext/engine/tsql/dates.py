@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import datetime
 
 _TIME = (
@@ -21,17 +22,21 @@ _FORMS = [
         rf"(?P<day>\d{{1,2}})\s+{_MONTH},?\s+(?P<year>\d{{4}})",
     )
 ]
+_CLOCK = re.compile(_TIME, re.ASCII | re.IGNORECASE)  # of the first day
 
 
 def parse_date(text: str) -> datetime | None:
     """The moment that a literal names; None where it names none."""
+    text = text.strip()
     for form in _FORMS:
-        if match := form.fullmatch(text.strip()):
+        if match := form.fullmatch(text):
             return _moment(match.groupdict())
+    if (match := _CLOCK.fullmatch(text)) and (match["minute"] or match["half"]):
+        return _moment({"year": "1900", "month": "1", "day": "1"} | match.groupdict())
     return None
 
 
-def _moment(parts: dict[str, str | None]) -> datetime | None:
+def _moment(parts: Mapping[str, str | None]) -> datetime | None:
     name = parts.get("name")
     month = _MONTHS.index(name.upper()) + 1 if name else int(parts["month"] or 0)
     hour = int(parts["hour"] or 0)

@@ -171,10 +171,12 @@ class Statement:
 
     def _options(self) -> list[str]:
         options = []
-        for field, words in SWITCHES.items():
+        for field, (on, off) in SWITCHES.items():
             value = getattr(self, field)
-            if value or (value is False and words[1]):
-                options.append(words[0] if value else words[1])
+            if value:
+                options.append(on)
+            elif value is False and off is not None:
+                options.append(off)
         for fields in (NUMBERS, TEXTS, DATES):
             for field, word in fields.items():
                 value = getattr(self, field)
