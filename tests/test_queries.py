@@ -278,6 +278,8 @@ def test_a_text_executed_with_parameters(session: Session) -> None:
     assert run(session, "EXECUTE ('SELECT ' + '3')").rows == [(3,)]
     assert run(session, "EXEC sp_executesql N'SELECT @a', N'@a int'").numbers == [8178]
     assert run(session, "EXEC sp_executesql N'SELECT 1', N'', 2").numbers == [8144]
+    nested = "DECLARE @s nvarchar(100) = N'EXEC sp_executesql @s, N''@s nvarchar(100)'', @s'; "
+    assert run(session, nested + "EXEC sp_executesql @s, N'@s nvarchar(100)', @s").numbers == [217]
 
 
 @pytest.mark.parametrize(

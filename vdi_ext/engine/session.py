@@ -405,17 +405,16 @@ class Session:
         name = node.procedure.lower().rpartition(".")[2]
         if node.procedure and name != "sp_executesql":
             raise SqlError((message(2812, node.procedure, state=62, line=node.line),))
-        values = [(given, self._one(value), output) for given, value, output in node.arguments]
+        values = [(argument, self._one(value), output) for argument, value, output in node.arguments]
         if not values or not isinstance(values[0][1], str):
             raise SqlError((message(214, "@statement", "ntext/nchar/nvarchar", line=node.line),))
-        self._nested += 1
-        if self._nested > _MOST_NESTED:
-            self._nested -= 1
+        if self._nested == _MOST_NESTED:
             raise SqlError((message(217, _MOST_NESTED, line=node.line),))
-        outer = self._types, self._values
-        database = self.database
         declared = str(values[1][1] or "") if len(values) > 1 else ""
-        self._types, self._values, outputs = _bound(declared, values[2:], node.line)
+        types, given, outputs = _bound(declared, values[2:], node.line)
+        outer, database = (self._types, self._values), self.database
+        self._types, self._values = types, given
+        self._nested += 1
         try:
             self._text(values[0][1])
         finally:
