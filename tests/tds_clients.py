@@ -162,11 +162,11 @@ DRIVERS: dict[str, type[Driver]] = {
 
 
 def tsql(endpoint: Endpoint, batches: list[str], folder: Path, *, encryption: str = "off",
-         password: str = PASSWORD) -> subprocess.CompletedProcess[str]:  # fmt: skip
+         password: str = PASSWORD, version: str = "7.4") -> subprocess.CompletedProcess[str]:  # fmt: skip
     """FreeTDS's own client, one batch after the other."""
     conf = folder / "freetds.conf"
     conf.write_text(
-        f"[global]\ntds version = 7.4\nclient charset = UTF-8\n"
+        f"[global]\ntds version = {version}\nclient charset = UTF-8\n"
         f"[standin]\nhost = {endpoint.host}\nport = {endpoint.port}\nencryption = {encryption}\n"
     )
     return subprocess.run(

@@ -103,6 +103,16 @@ def test_an_attention_ends_a_backup_that_waits_for_its_client(raw: RawClient, en
             assert len(answers) <= 2
 
 
+def test_an_attention_ends_a_batch_whose_answer_nobody_has_read_yet(raw: RawClient) -> None:
+    raw.send(BATCH, HEADERS + ("USE db;" * 50_000).encode("utf-16-le"))
+    raw.send(ATTENTION)
+    answers = [raw.answer()]
+    while not answers[-1].dones[-1].status & ATTENTION_ANSWERED:
+        answers.append(raw.answer())
+    assert len(answers) <= 2
+    assert raw.batch("USE db").numbers == [5701]
+
+
 def test_an_attention_for_nothing_is_answered(raw: RawClient) -> None:
     raw.send(ATTENTION)
     assert [done.status for done in raw.answer().dones] == [ATTENTION_ANSWERED]
@@ -212,12 +222,17 @@ def errors_of_this_program(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.exc_info]
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_random_bytes_close_the_connection_that_they_came_on(endpoint: Endpoint, seed: int, caplog) -> None:
-    chance = random.Random(seed)
-    with RawClient(endpoint.host, endpoint.port) as bystander:
-        for _ in range(60):
+@pytest.mark.parametrize("encrypt", ["never", "optional", "strict"])
+def test_random_bytes_close_the_connection_that_they_came_on(engine: Engine, encrypt: str, caplog) -> None:
+    chance = random.Random(encrypt)
+    with Endpoint(engine, {"sa": "secret"}, encrypt=encrypt) as endpoint:
+        for number in range(60):
             with RawClient(endpoint.host, endpoint.port, login=False) as raw:
+                if encrypt == "optional" and number % 3 == 0:  # into the handshake
+                    raw.send(PRELOGIN, b"\x00\x00\x0b\x00\x06\x01\x00\x11\x00\x01\xff" + bytes(6) + b"\x01")
+                    raw.message()
+                elif encrypt == "strict":
+                    raw.socket.sendall(b"\x16\x03\x01")
                 kind = chance.choice([PRELOGIN, LOGIN7, BATCH, chance.randrange(256)])
                 data = chance.randbytes(chance.randrange(300))
                 try:
@@ -229,7 +244,7 @@ def test_random_bytes_close_the_connection_that_they_came_on(endpoint: Endpoint,
                 except OSError:
                     pass
                 assert raw.closed()
-        assert bystander.batch("USE db").numbers == [5701]
+        until(lambda: not endpoint.connections)
     assert errors_of_this_program(caplog) == []
 
 
@@ -332,6 +347,12 @@ def test_a_done_follows_each_message_where_that_is_wanted(engine: Engine) -> Non
         informed = len(answer.said)
         assert len(answer.dones) == (informed + 1 if wanted else 1)
         assert [done.status & MORE for done in answer.dones] == [MORE] * (len(answer.dones) - 1) + [0]
+
+
+def test_no_done_follows_the_messages_of_other_statements(raw: RawClient) -> None:
+    for batch in ("USE db", "PRINT 'x'"):
+        answer = raw.batch(batch)
+        assert (len(answer.said), [done.status for done in answer.dones]) == (1, [0])
 
 
 def test_messages_come_as_they_happen(raw: RawClient) -> None:

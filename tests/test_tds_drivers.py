@@ -182,6 +182,18 @@ def test_drivers_of_odbc_stop_at_each_message_and_can_step_on(endpoint, certific
         assert (outcome.steps >= 5) is steps, name
 
 
+def test_other_statements_end_with_their_message(driver, endpoint, certificate) -> None:
+    """A driver that stops at each DONE is through with them at once: the connection is free for another cursor."""
+    with connected(driver, endpoint, driver.modes[0], certificate) as connection:
+        first = connection.cursor()
+        first.execute("USE db")
+        second = connection.cursor()
+        second.execute("SELECT DB_NAME()")
+        assert second.fetchall()[0][0] == "db"
+        first.close()
+        second.close()
+
+
 # ---- queries and parameters
 
 
@@ -283,6 +295,22 @@ def test_tsql(endpoint, tmp_path, encryption, how, caplog) -> None:
     assert "Msg 3201 (severity 16, state 7) from STANDIN Line 1:" in done.stderr
     assert "Msg 3013 (severity 16, state 1) from STANDIN Line 1:" in done.stderr
     assert how_they_came(caplog) == [HOW[how]]
+
+
+@pytest.mark.parametrize("version", ["7.3", "7.4"])
+def test_versions_of_tds(endpoint, tmp_path, version) -> None:
+    done = tsql(endpoint, ["select @@version"], tmp_path, version=version)
+    assert "Microsoft SQL Server 2022" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("version", "text"),
+    [("7.0", "a message of type 16 where PRELOGIN belongs"), ("7.1", "is too old: 7.3, 7.4 and 8.0 are spoken here"),
+     ("7.2", "is too old: 7.3, 7.4 and 8.0 are spoken here")],
+)  # fmt: skip
+def test_versions_that_are_too_old(endpoint, tmp_path, version, text, caplog) -> None:
+    assert tsql(endpoint, [], tmp_path, version=version).returncode != 0
+    assert text in caplog.text
 
 
 def test_tsql_with_a_wrong_password(endpoint, tmp_path) -> None:

@@ -38,7 +38,7 @@ def add(commands: Any) -> None:
     serve.add_argument("--certificate", metavar="PATH", help="in PEM (default: made on the spot)")
     serve.add_argument("--key", metavar="PATH", help="of the certificate, in PEM, if it is not in the same file")
     serve.add_argument("--no-done-after-message", action="store_true",
-                       help="no DONE after each message: drivers of ODBC then return only at the end")  # fmt: skip
+                       help="no DONE after each message of a backup: drivers of ODBC return at its end")  # fmt: skip
     serve.add_argument("--instance", metavar="NAME", help="of SQL Server, as clients of virtual devices name it")
     serve.add_argument("--server-name", metavar="NAME", help="as in messages and backups (default: the host's)")
     serve.add_argument("--provider", metavar="WHICH", help="embedded, system, or the path of a library")

@@ -32,6 +32,11 @@ class Context:
         self.transaction = 0  # descriptor; 0: none is open
         self._last = 0
 
+    @property
+    def transferring(self) -> bool:
+        """Whether a BACKUP or RESTORE runs."""
+        return self.session.request is not None and self.session.request.execution is not None
+
     def changes(self, *, rolled_back: bool = False) -> bytes:
         """ENVCHANGE tokens for everything that is new."""
         found = b""
@@ -62,7 +67,8 @@ class Answer:
     server : str
         Name of the server, as messages carry it.
     done_after_message : bool
-        A DONE follows each message that informs, so that drivers which return at each DONE can step through.
+        A DONE follows each message of a BACKUP or RESTORE that informs, so that drivers which return at each DONE can
+        step through. Other statements end with the message that they have.
     on_broken : callable
         Takes the error.
 
@@ -99,7 +105,7 @@ class Answer:
         if not informs:
             self._failed = True
             self.error = said.number
-        elif self._done_after_message:
+        elif self._done_after_message and self._context.transferring:
             self._hold(self._kind, None)
             self._release()
         self._flush()

@@ -54,7 +54,7 @@ class Settings:
     tls : Tls or None
         None only where `encrypt` is NEVER.
     done_after_message : bool
-        A DONE follows each message that informs.
+        A DONE follows each message of a BACKUP or RESTORE that informs.
     login_timeout : float
         Seconds that the login may take, and any message from its first byte to its last between two reads.
     send_timeout : float

@@ -36,7 +36,7 @@ class Endpoint:
     certificate, key : path, optional
         In PEM; a certificate is made on the spot where none is given.
     done_after_message : bool
-        A DONE follows each message that informs.
+        A DONE follows each message of a BACKUP or RESTORE that informs.
     login_timeout, send_timeout : float
         Seconds until a client is given up that does not log in, or does not read.
     most_connections : int
