@@ -548,6 +548,10 @@ class Client:
         except BaseException as error:
             self.errors.append(error)
 
+    def join(self) -> None:
+        """Wait until the devices are closed or the set is aborted."""
+        self._thread.join()
+
     def __enter__(self) -> Client:
         return self
 
@@ -559,7 +563,7 @@ class Client:
                 self.set.signal_abort("the test is over")
             except VDError:
                 pass  # closed already
-        self._thread.join()
+        self.join()
         try:
             self.set.close()
         except VDError:

@@ -140,6 +140,7 @@ class Lane:
         self.asked = 0  # bytes of transfers that are out
         self.blocked = False  # in IO-ERROR, or at the end of its data
         self.eof = False
+        self.stale = False  # reads that are out are of places which are not read yet
         self.exhausted = False
         self.todo: deque[CommandCode] = deque()  # after the data
         self.done = False

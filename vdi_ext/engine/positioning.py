@@ -6,11 +6,21 @@ read. A pipe is only written to and read, so it has nothing to do here.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..constants import CommandCode, CompletionCode, Whence
-from ..mtf import BlockSizeError, FamilyInfo, FamilyReader, MtfError, NotMtfError, TruncatedError, blocks
+from ..mtf import (
+    BlockSizeError,
+    ContinuationError,
+    FamilyInfo,
+    FamilyReader,
+    MtfError,
+    NotMtfError,
+    TruncatedError,
+    blocks,
+)
 from ..mtf.volumes import block_at, filemarks_before, number_of_last_set
 from .database import DatabaseError
 from .steps import ENDS, MARK, Answer, Drive, Steps
@@ -100,18 +110,21 @@ def read_label(drive: Drive) -> Steps[Label | None]:
         size += answer.done
         if answer.code != CompletionCode.SUCCESS and not reader.info.families:
             raise TruncatedError("the medium ends within its label")
-    yield from pass_mark(drive)
+    if drive.kind.keeps_marks:
+        yield from pass_mark(drive)
+    else:
+        with contextlib.suppress(ContinuationError):  # which volume it is, others ask
+            reader.feed(memoryview((yield from drive.read(drive.block_size)).data))
+        if not reader.at_set:
+            raise TruncatedError("the medium ends within its label")
     return Label(reader.info, size)
 
 
 def pass_mark(drive: Drive) -> Steps[None]:
-    """Read the filemark that must be here. Raises `MtfError`."""
+    """Read the filemark that must be here and that the device keeps. Raises `MtfError`."""
     answer = yield from drive.read(drive.block_size)
-    if drive.kind.keeps_marks:
-        if answer.code != MARK or answer.data:
-            raise MtfError("there is no filemark behind the label")
-    else:
-        filemarks_before(answer.data)
+    if answer.code != MARK or answer.data:
+        raise MtfError("there is no filemark behind the label")
 
 
 def _nothing(_: object) -> None:
@@ -184,17 +197,25 @@ def _append_to_file(drive: Drive, found: Label) -> Steps[Place]:
     if found.sequence != 1:
         # The filemarks there count from the beginning of another volume.
         raise MediumRefused(3246, drive.name)
-    size, marks = yield from _last_filemarks(drive)
+    marks = yield from _all_filemarks(drive, found.size)
+    for count, place in enumerate(marks):
+        drive.position = place
+        earlier = filemarks_before((yield from drive.read(drive.block_size)).data)
+        if earlier != marks[:count][::-1][: blocks.filemark_capacity(drive.block_size)]:
+            raise MtfError(f"the filemark at byte {place} does not name those before it")
     number = 0
     if len(marks) > 1:
-        drive.position = marks[1] + drive.block_size
+        drive.position = marks[-2] + drive.block_size
         number = number_of_last_set((yield from drive.read(drive.unit)).data)
+    if len(marks) != 2 * number + 1:
+        raise MtfError(f"{len(marks)} filemarks do not belong to {number} sets")
+    size = marks[-1] + drive.block_size
     address = yield from _go_to(drive, size)
-    return Place(size, tuple(marks), number + 1, address)
+    return Place(size, tuple(reversed(marks)), number + 1, address)
 
 
-def _last_filemarks(drive: Drive) -> Steps[tuple[int, list[int]]]:
-    """Size of a random-access medium, and the places of its filemarks that the last one names, itself first."""
+def _last_filemarks(drive: Drive) -> Steps[list[int]]:
+    """Places of the filemarks of a random-access medium that the last one names, itself first."""
     size = (yield from drive.do(CommandCode.SET_POSITION, Whence.END)).position
     last = size - drive.block_size
     if last <= 0 or size % drive.block_size:
@@ -203,7 +224,7 @@ def _last_filemarks(drive: Drive) -> Steps[tuple[int, list[int]]]:
     marks = [last, *filemarks_before((yield from drive.read(drive.block_size)).data)]
     if any(later <= earlier for later, earlier in zip(marks, marks[1:], strict=False)):
         raise MtfError("a filemark names places behind it")
-    return size, marks
+    return marks
 
 
 def _append_to_tape(drive: Drive, found: Label) -> Steps[Place]:
@@ -320,7 +341,7 @@ def go_to_set(drive: Drive, file: int, feed: Feed) -> Steps[None]:
 
 def _all_filemarks(drive: Drive, first: int) -> Steps[list[int]]:
     """Places of all filemarks of a random-access medium, oldest first: that behind the label is at `first`."""
-    _, marks = yield from _last_filemarks(drive)
+    marks = yield from _last_filemarks(drive)
     while marks[-1] > first:
         drive.position = marks[-1]
         answer: Answer = yield from drive.read(drive.block_size)

@@ -390,6 +390,8 @@ class Transfer:
             pass  # a read before it was short: this comes again
         else:
             lane.drive.position += done
+            # On a device that is addressed, those behind a short read begin too far on.
+            lane.stale = self._kind.is_addressed and done < slot.size
             if done:
                 try:
                     counted = consumer.accept(lane.number, slot.data[:done])
@@ -462,6 +464,9 @@ class Transfer:
             for lane in sorted(self._lanes, key=load):
                 if lane.done or lane.blocked or lane.steps is not None or lane.outstanding >= self._share:
                     continue
+                if lane.stale and lane.outstanding:
+                    continue
+                lane.stale = False
                 if consumer.at_mark(lane.number) or self._skip(lane, consumer):
                     continue
                 wanted = consumer.wanted(lane.number)

@@ -165,6 +165,7 @@ class FamilyReader:
         self.keeps_marks = keeps_marks  # may be said until the first byte is fed
         self._skims = skims
         self._skipped = False  # a part of the data stream
+        self._label_ended = False
         self._number = 0  # of the set
         self.info = FamilyInfo()
         self.finished = False
@@ -207,6 +208,11 @@ class FamilyReader:
         return self._data_left if unwanted and not self._partial else 0
 
     @property
+    def at_set(self) -> bool:
+        """The label and the filemark behind it were read, and nothing else."""
+        return self._label_ended and self._set_start < 0
+
+    @property
     def within_set(self) -> bool:
         """A backup set has begun and not ended: no medium of the family may end here but a full one."""
         return bool(self.info.families) and not self._between and not self.finished
@@ -241,7 +247,7 @@ class FamilyReader:
         marks : sequence of int
             Places of the filemarks before it, newest first.
         """
-        if self._number != 1 or self._set_start >= 0 or self._buffer:
+        if self._number != 1 or not self.at_set or self._buffer:
             raise ValueError("a set has begun already")
         self._number = number
         self._position = place
@@ -321,6 +327,7 @@ class FamilyReader:
     def _family(self) -> Generator[int, None, None]:
         yield from self._tape()
         yield from self._filemark()
+        self._label_ended = True
         assert self.info.label is not None
         if self.info.label.sequence != 1:
             raise ContinuationError(self.info.label.sequence)
