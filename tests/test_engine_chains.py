@@ -20,6 +20,7 @@ from engine_statements import Streams, back_up, content, refused, restore, state
 
 from vdi_ext import Command, CommandCode, CompletionCode
 from vdi_ext.engine import Engine, SqlError, Sqlite, Synthetic
+from vdi_ext.engine.database import DatabaseError
 from vdi_ext.engine.log import CHANGE, CHECKPOINT, TransactionLog, decode, encode, lsn_of, number_of
 from vdi_ext.engine.session import Session
 from vdi_ext.mtf import PAGE_SIZE, FamilyInfo, FamilyReader, MtfError
@@ -345,6 +346,24 @@ def test_the_tail_of_the_log_leaves_the_database_restoring(chain: Chain) -> None
     assert info.value.number == 3153
 
 
+def test_nothing_is_logged_behind_the_tail(chain: Chain) -> None:
+    engine, recorder, refusals = chain.engine, Recorder(1), []
+
+    def fails(number: int, command: Command) -> None:
+        with pytest.raises(DatabaseError) as info:
+            engine.change("db", 0)
+        refusals.append(info.value.number)
+        if command.code == CommandCode.WRITE:
+            recorder(number, command)
+        else:
+            command.complete(CompletionCode.DISK_FULL)
+
+    with client(1, fails) as one, pytest.raises(SqlError):
+        engine.execute(f"BACKUP LOG db TO {one.clauses} WITH NORECOVERY")
+    assert set(refusals) == {927} and len(refusals) > 1
+    engine.change("db", 0)  # it failed: the database goes on
+
+
 def test_no_truncate_leaves_the_log_as_it_is(chain: Chain) -> None:
     engine = chain.engine
     engine.change("db", 0)
@@ -389,7 +408,8 @@ def test_points_in_time_that_cannot_be_reached(chain: Chain, other: Engine) -> N
     assert refused(other, "DATABASE db", past, chain.full) == [4338]
     simple = back_up(chain.engine, "DATABASE simple")
     assert refused(other, "DATABASE s", past, simple) == [3145]
-    restore(other, "DATABASE db", chain.full, "WITH NORECOVERY")
+    restore(other, "DATABASE db", chain.full, "WITH STOPAT = '2100-01-01T00:00:00'")
+    assert state(other, "db") == ("RESTORING", False), "logs can lead there"
     assert refused(other, "LOG db", past, chain.log1) == [4335]
     assert refused(other, "DATABASE db", past, chain.diff) == [4338]
 

@@ -17,7 +17,7 @@ addresses for the stand-in server:
   sqlite:PATH           a live SQLite file
   replay:PATH[,PATH..]  existing backup files, one per device
                         restore compares with them, or writes them where they are not there
-  synthetic:SIZE[:SEED] generated pages, e.g. synthetic:10GiB:7
+  synthetic:SIZE[:SEED] generated pages, e.g. synthetic:10GiB:7 (a recovery model may follow: synthetic:1GiB:7:FULL)
 """
 
 EPILOG = ADDRESSES + "\n" + EXIT_CODES

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..mtf import EXTENT_PAGES, PAGE_SIZE, BackupSet, DatabaseFile, Lsn, MediaSet
 from ..mtf.blocks import DATABASE_VERSION
-from .catalog import RESTORING, Base, Entry, Redo, path_through
+from .catalog import ONLINE, RESTORING, Base, Entry, Redo, path_through
 from .database import DatabaseError, PagedDatabase, Snapshot
 from .log import CHECKPOINT, encode, lsn_of
 from .msdb import BackupRecord, FileRecord
@@ -116,8 +116,12 @@ class Backup:
         entry = self._entry
         with entry.lock:
             if self._kind == "L":
+                if entry.chain is None or entry.state == RESTORING:  # since the statement began
+                    allow(entry, self._statement)
                 assert entry.chain is not None
                 self._range = _Range(entry.chain, entry.log.next)
+                if self._tail:  # nothing may be logged behind the tail
+                    entry.state = RESTORING
                 return
             record = entry.log.append(CHECKPOINT, datetime.now())
             if entry.recovery_model == "SIMPLE":
@@ -199,7 +203,7 @@ class Backup:
             if self._tail:
                 entry.redo = Redo(last, datetime.now(), entry.base, entry.forks)
                 entry.standby = self._statement.standby
-                entry.state = RESTORING if entry.standby is None else entry.state
+                entry.state = RESTORING if entry.standby is None else ONLINE
 
     def _remember(self, backup: BackupSet) -> None:
         entry, statement = self._entry, self._statement
@@ -249,7 +253,12 @@ class _PagesBackup(Backup):
                     source, self.media, backup, transfer, SMALL_BUFFER, extents=extents, mounted=mounted
                 )
 
-            execution.devices.write(streams)
+            try:
+                execution.devices.write(streams)
+            except BaseException:
+                if self._tail and made:
+                    self._entry.state = ONLINE
+                raise
         return self.succeed(made[-1])
 
     def _source(self) -> tuple[Snapshot, list[tuple[int, int]] | None]:

@@ -8,7 +8,7 @@ from typing import TypeAlias
 from .database import PagedDatabase
 from .replay import Replay
 from .sqlite import Sqlite
-from .synthetic import Synthetic
+from .synthetic import RECOVERY_MODELS, Synthetic
 
 Database: TypeAlias = PagedDatabase | Replay
 
@@ -21,8 +21,9 @@ def database_at(address: str) -> Database:
     Parameters
     ----------
     address : str
-        ``sqlite:PATH``, ``replay:PATH[,PATH...]``, or ``synthetic:SIZE[:SEED]``; a size is a number of bytes, or of
-        powers of 1024 with K, M, G or T behind it, and iB behind that if wanted.
+        ``sqlite:PATH``, ``replay:PATH[,PATH...]``, or ``synthetic:SIZE[:SEED[:MODEL]]``; a size is a number of bytes,
+        or of powers of 1024 with K, M, G or T behind it, and iB behind that if wanted; a model is ``SIMPLE``, ``FULL``
+        or ``BULK_LOGGED``.
 
     Raises
     ------
@@ -35,8 +36,8 @@ def database_at(address: str) -> Database:
     if kind == "replay" and rest:
         return Replay(tuple(rest.split(",")))
     if kind == "synthetic":
-        match = re.fullmatch(r"(\d+)([KMGT]?)(?:I?B)?(?::(\d+))?", rest.upper())
-        if match:
-            return Synthetic(int(match[1]) << _UNITS[match[2]], int(match[3] or 0))
-    forms = "sqlite:PATH, replay:PATH[,PATH...] or synthetic:SIZE[:SEED]"
+        match = re.fullmatch(r"(\d+)([KMGT]?)(?:I?B)?(?::(\d+)(?::(\w+))?)?", rest.upper())
+        if match and (match[4] or "SIMPLE") in RECOVERY_MODELS:
+            return Synthetic(int(match[1]) << _UNITS[match[2]], int(match[3] or 0), match[4] or "SIMPLE")
+    forms = "sqlite:PATH, replay:PATH[,PATH...] or synthetic:SIZE[:SEED[:MODEL]]"
     raise ValueError(f"{address!r} is no address of a database; it has one of the forms {forms}")

@@ -219,8 +219,10 @@ class _Plan:
         """A family was read whole."""
         found, stop = info.configuration, self._statement.stop_at
         assert found is not None
-        if stop is not None and found.kind != "L" and found.finished and found.finished > stop:
-            raise DatabaseError(4338)
+        if stop is not None and found.kind != "L":
+            if found.finished and found.finished > stop:
+                raise DatabaseError(4338)
+            self._reached = found.finished == stop
 
     # ---- success
 
@@ -234,12 +236,12 @@ class _Plan:
         elif self._creation is not None:
             made = self._target.versions if isinstance(self._target, SyntheticTarget) else None
             self._entry = self._creation.finish(made)
-            settle(self._entry, self._statement, redo)
+            settle(self._entry, self._statement, redo, self._reached)
         else:
             assert self._entry is not None and isinstance(self._target, SyntheticTarget)
             with self._entry.lock:
                 self._entry.versions = self._target.versions
-                settle(self._entry, self._statement, redo)
+                settle(self._entry, self._statement, redo, self._reached)
 
     def _roll_forward(self, redo: Redo, found: Configuration) -> None:
         entry, stop = self._entry, self._statement.stop_at
