@@ -157,6 +157,26 @@ def test_a_log_says_where_its_chain_begins_and_where_it_forked(engine: Engine) -
     assert all(row["ForkPointLSN"] is None for row in rows)
 
 
+def test_a_compressed_backup_is_looked_into(engine: Engine, bak: Path) -> None:
+    stream = [(bak / "22_full_compressed_2016.bak").read_bytes()]
+    (row,) = rows_of(engine, "HEADERONLY", stream)
+    assert (row["DatabaseName"], row["BackupType"], row["Compressed"]) == ("TutorialDB", 1, 1)
+    assert [row[f"SoftwareVersion{part}"] for part in ("Major", "Minor", "Build")] == [13, 0, 1708]
+    assert row["CompressedBackupSize"] is None and row["BackupSize"] == 2897920
+    (label,) = rows_of(engine, "LABELONLY", stream)
+    assert (label["IsCompressed"], label["FamilyCount"]) == (1, 1)
+    data, log = rows_of(engine, "FILELISTONLY", stream)
+    assert (data["LogicalName"], data["BackupSizeInBytes"], log["LogicalName"]) == (
+        "TutorialDB", 344 * 8192, "TutorialDB_log",
+    )  # fmt: skip
+    result = restore(engine, "VERIFYONLY", stream)
+    assert [message.number for message in result.messages] == [3262]
+    damaged = bytearray(stream[0])
+    damaged[200_000] ^= 1
+    assert refused(engine, "VERIFYONLY", streams=[bytes(damaged)]) == [3189]
+    assert refused(engine, "VERIFYONLY", streams=[stream[0][:300_000]]) == [3256]
+
+
 # ---- FILELISTONLY
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import struct
@@ -28,6 +29,7 @@ from vdi_ext.mtf import (
     FamilyInfo,
     FamilyReader,
     FamilyWriter,
+    LogPart,
     MediaSet,
     MtfError,
     NotMtfError,
@@ -40,6 +42,7 @@ from vdi_ext.mtf import (
 )
 from vdi_ext.mtf.blocks import encode_date
 from vdi_ext.mtf.checksums import header_checksum
+from vdi_ext.mtf.container import ContainerError, decompress
 
 NOW = datetime(2024, 2, 29, 23, 58, 59)
 BLOCK_SIZES = [512 << n for n in range(8)]
@@ -261,6 +264,80 @@ def test_a_writer_refuses_another_number_of_pages_than_announced() -> None:
     writer.pages(8)
     with pytest.raises(ValueError, match="8 pages of 16"):
         writer.end(NOW)
+
+
+# ---- real backups
+
+
+@pytest.mark.parametrize(
+    ("name", "pages", "sectors"),
+    [
+        ("01_full_checksum_2008r2.bak", 168, 16),
+        ("02_diff_checksum_2008r2.bak", 32, 15),
+        ("03_log_checksum_2vlf_2008r2.trn", 0, 526),
+        ("04_chain_full_2008r2.bak", 184, 16),
+        ("05_chain_log_2008r2.trn", 0, 23),
+        ("06_chain_log_empty_2008r2.trn", 0, 0),
+        ("07_chain_diff_2008r2.bak", 32, 15),
+        ("08_stripe1of2_full_2008r2.bak", 96, 70),
+        ("09_stripe2of2_full_2008r2.bak", 96, 0),
+        ("10_stripe1of2_log_2008r2.trn", 0, 92),
+        ("11_stripe2of2_log_2008r2.trn", 0, 0),
+        ("12_full_mediapassword_2008r2.bak", 184, 16),
+        ("22_full_compressed_2016.bak", 344, 17),
+    ],
+)
+def test_real_backups_are_read_in_pieces_of_any_size(bak: Path, name: str, pages: int, sectors: int) -> None:
+    data, pick = memoryview((bak / name).read_bytes()), random.Random(name)
+    seen = Counter[str]()
+    parts = set()
+
+    def log(part: LogPart, content: np.ndarray) -> None:
+        parts.add((part.start, part.end))
+        seen["log"] += content.nbytes
+
+    def taken(content: np.ndarray) -> None:
+        seen["pages"] += len(content)
+
+    reader = FamilyReader(512, lambda info: None, taken, log)
+    while len(data) and not reader.finished:
+        assert reader.wanted <= len(data)
+        length = pick.choice([1, 13, 512, 8191, 65536])
+        reader.feed(data[:length])
+        data = data[length:]
+    reader.end()
+    assert seen["pages"] == pages
+    assert sum(end - start for start, end in parts) == 512 * sectors
+    assert reader.info.compressed == (name[:2] == "22")
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_damage_to_a_container_is_an_error_and_nothing_else(bak: Path, count: int) -> None:
+    whole, pick = (bak / "22_full_compressed_2016.bak").read_bytes()[:60_000], random.Random(count)
+    for _ in range(150):
+        data = bytearray(whole)
+        for _ in range(count):
+            data[pick.randrange(12, len(data))] = pick.randrange(256)
+        with contextlib.suppress(MtfError):
+            FamilyReader(512, lambda info: None, lambda pages: None).feed(memoryview(data))
+
+
+def test_blocks_of_lz77_and_huffman_codes_are_hostile_until_checked() -> None:
+    lengths = bytearray(256)
+    lengths[ord("a") // 2] = 0x10  # 'a' (odd: the high nibble) and the match (256 + 15) have one bit each
+    lengths[271 // 2] = 0x10
+    # a, match of 3 + 15 + 3 at distance 1: bits 0 1, most significant first, in a word; its length in the next bytes.
+    packed = bytes(lengths) + struct.pack("<HHB", 0b0100_0000_0000_0000, 0, 3)
+    assert decompress(packed, 22) == b"a" * 22
+    for bad, size in (
+        (packed, 21),  # the match is longer than what is left
+        (bytes(lengths) + struct.pack("<HHB", 0b1000_0000_0000_0000, 0, 3), 22),  # nothing to copy from
+        (bytes(256) + bytes(8), 10),  # no code
+        (bytes([0x11] * 256) + bytes(8), 10),  # more codes than there can be
+        (packed[:200], 22),
+    ):
+        with pytest.raises(ContainerError):
+            decompress(bad, size)
 
 
 # ---- damage

@@ -192,17 +192,18 @@ def header_row(info: FamilyInfo) -> Row:
         return int(bool(found.flags & bit))
 
     return (
-        info.name or None, info.description or None, number, _date(own.get("expires")), 0, info.number, VIRTUAL_DEVICE,
-        info.user or None, found.server or None, found.database, found.database_version, found.created,
-        Decimal(found.size), _lsn(found.first_lsn), _lsn(found.last_lsn), _lsn(found.checkpoint_lsn),
+        info.name or None, info.description or None, number, _date(own.get("expires")), int(info.compressed),
+        info.number, VIRTUAL_DEVICE, info.user or None, found.server or None, found.database, found.database_version,
+        found.created, Decimal(found.size), _lsn(found.first_lsn), _lsn(found.last_lsn), _lsn(found.checkpoint_lsn),
         Decimal(lsn_number(found.database_lsn)), found.started, found.finished, found.sort_order, None, found.locale,
         found.comparison_style, found.compatibility, label.vendor, major, minor, build, info.machine or None,
         found.flags, _guid(found.binding_guid), _guid(found.recovery_fork), None, _guid(found.family_guid),
         flag(1), flag(2), flag(4), flag(8), flag(16), flag(32), int(bool(own.get("begins_chain"))) if own else None,
         flag(128), flag(256), flag(COPY_ONLY_FLAG), first_fork, fork_point,
         str(model).replace("_", "-") if model else None, _lsn(found.base_lsn) if differential else None,
-        _guid(found.base_guid) if differential else None, description, _guid(info.set_guid), found.size,
-        0 if own or major < 11 else None, None, None, None, found.finished, None, None,
+        _guid(found.base_guid) if differential else None, description, _guid(info.set_guid),
+        None if info.compressed else found.size, 0 if own or major < 11 else None, None, None, None, found.finished,
+        None, None,
     )  # fmt: skip
 
 
@@ -223,7 +224,7 @@ def label_row(info: FamilyInfo, label: Label) -> Row:
     family = uuid.UUID(fields=(label.family_id, 0, 0, 0, 0, 0))
     return (
         label.name or None, _guid(info.media_guid), info.families, info.family, family, label.sequence, 0,
-        label.description or None, label.software, label.vendor, label.written, 1, 0,
+        label.description or None, label.software, label.vendor, label.written, 1, int(info.compressed),
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """One media family, taken apart while its bytes arrive in pieces of any size.
 
-Understands uncompressed streams: what `FamilyWriter` writes, and backups of SQL Server itself. Everything in it is
+Understands what `FamilyWriter` writes, and backups of SQL Server itself, compressed ones included. Everything in it is
 checked before it is believed; nothing is copied but metadata and pages that straddle two pieces.
 """
 
@@ -18,6 +18,7 @@ from . import configuration as configurations
 from .blocks import FORMAT_BLOCK, HEADER_SIZE, STREAM_HEADER_SIZE, LogPart, decode_date
 from .checksums import combine, fold, header_checksum, sector_xors
 from .configuration import Configuration
+from .container import MAGIC, ContainerError, Unpacker
 from .pages import EXTENT_SIZE, PAGE_SIZE, Pages
 
 _LONGEST_STREAM = 4 << 20  # of metadata; real configurations have a few KiB per file
@@ -99,6 +100,7 @@ class FamilyInfo:
     families: int = 0
     family: int = 0
     block_size: int = 0
+    compressed: bool = False
     label: Label | None = None
     number: int = 0  # of the set on the medium
     set_guid: bytes = b""
@@ -189,6 +191,7 @@ class FamilyReader:
         self._set_start = -1
         self._control = 0
         self._marks: list[int] = []
+        self._unpacker: Unpacker | None = None  # of a compressed backup
         self._parser = self._family()
         self._advance()
 
@@ -197,6 +200,8 @@ class FamilyReader:
         """Bytes that are certain to follow what was fed so far; 0 at the end."""
         if self.finished:
             return 0
+        if self._unpacker is not None:
+            return self._unpacker.wanted
         if self._data_left:
             return self._data_left - len(self._partial)
         return max(1, self._need - len(self._buffer))
@@ -204,7 +209,7 @@ class FamilyReader:
     @property
     def skippable(self) -> int:
         """Bytes that come next and that nobody wants: data of sets not asked for, or of all where it skims."""
-        unwanted = self._skims or not self._active
+        unwanted = (self._skims or not self._active) and self._unpacker is None
         return self._data_left if unwanted and not self._partial else 0
 
     @property
@@ -259,7 +264,21 @@ class FamilyReader:
         self.empty = self.empty and not len(data)
         if self.at_mark and len(data):
             raise MtfError(f"no filemark at byte {self._position}")
-        while len(data) and not self.finished:
+        if self._unpacker is None:
+            data = self._take(data)
+        if self._unpacker is not None and len(data):
+            try:
+                for piece in self._unpacker.feed(data):
+                    self._take(memoryview(piece))
+                    if self.finished:
+                        break
+            except ContainerError as error:
+                raise MtfError(str(error)) from error
+
+    def _take(self, data: memoryview) -> memoryview:
+        """Take bytes of the tape format; returns those that turn out to be a container's."""
+        before = self._unpacker
+        while len(data) and not self.finished and self._unpacker is before:
             if self._data_left:
                 taken = self._feed_pages(data)
                 data = data[taken:]
@@ -269,6 +288,7 @@ class FamilyReader:
                 data = data[lacking:]
             if not self._data_left:
                 self._advance()
+        return data
 
     def stop(self) -> None:
         """Take nothing more; also from within a callback."""
@@ -276,7 +296,7 @@ class FamilyReader:
 
     def end(self) -> None:
         """There is no more. Raises `TruncatedError` if a set has not ended, `NoSetError` if there is none such."""
-        if self._between and not self._buffer:
+        if self._between and not self._buffer and (self._unpacker is None or self._unpacker.empty):
             if self._wanted_set is not None:
                 raise NoSetError(self._wanted_set)
             self.finished = True
@@ -399,6 +419,12 @@ class FamilyReader:
     def _tape(self) -> Generator[int, None, None]:
         # One device block at least is always transferred, and it holds all of TAPE's own header.
         header = yield from self._read(HEADER_SIZE)
+        if header.startswith(MAGIC):
+            self._unpacker = Unpacker()
+            list(self._unpacker.feed(header))  # less than its beginning: nothing comes out yet
+            self._position = 0
+            self.info.compressed = True
+            header = yield from self._read(HEADER_SIZE)
         if header[:4] != b"TAPE":
             raise NotMtfError("the stream does not begin with a TAPE block")
         rest = yield from self._header_rest(header)
@@ -517,6 +543,8 @@ class FamilyReader:
             return
         length = min(self.info.block_size, blocks.LONGEST_FILEMARK)
         block = yield from self._read(length)
+        if self._unpacker is not None:
+            place = self._unpacker.place
         self._check_header(block[:HEADER_SIZE], b"SFMB")
         self._require(struct.unpack_from("<H", block, 8)[0] == length, "a filemark has another length")
         used, = struct.unpack_from("<I", block, 56)
