@@ -82,6 +82,8 @@ def type_of(session: Session, query: str) -> str:
         ("NULL", None, "int"),
         ("CASE WHEN 1 > 2 THEN 'a' WHEN 'A' = 'a' THEN 'b' ELSE 'c' END", "b", "varchar(1)"),
         ("CASE 3 WHEN 3 THEN 1 END", 1, "int"),
+        ("IIF(1 > 2, 1, NULL)", None, "int"),
+        ("IIF('a' = 'A', 'yes', N'no')", "yes", "nvarchar(3)"),
         ("ISNULL(NULL, 'x')", "x", "varchar(1)"),
         ("COALESCE(NULL, NULL, 4)", 4, "int"),
         ("NULLIF(3, 3)", None, "int"),

@@ -185,3 +185,25 @@ def test_the_example_of_the_documentation(capsys: pytest.CaptureFixture[str]) ->
     (program,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "serve.md").read_text(), re.M | re.S)
     exec(program, {})
     assert capsys.readouterr().out.startswith("127.0.0.1 ")
+
+
+def test_the_history_of_backups_outlives_the_server(tmp_path: Path) -> None:
+    state, driver = tmp_path / "state", DRIVERS["pymssql"]()
+    arguments = ("--database", "db=synthetic:1M", "--login", "sa=env:A_PASSWORD", "--state", str(state))
+    query = "SELECT database_name, type FROM msdb.dbo.backupset"
+    with (
+        serving(*arguments, A_PASSWORD="a password") as served,
+        connected(driver, served, ALL, tmp_path, password="a password") as connection,
+    ):
+        with client(1, Recorder(1)) as one:
+            assert driver.run(connection, f"BACKUP DATABASE db TO {one.clauses}").error is None
+        assert driver.rows(connection, query) == [("db", "D")]
+    assert stat.S_IMODE(state.stat().st_mode) == 0o700
+    with (
+        serving(*arguments, A_PASSWORD="a password") as served,
+        connected(driver, served, ALL, tmp_path, password="a password") as connection,
+    ):
+        assert driver.rows(connection, query) == [("db", "D")]
+    (state / "history.jsonl").write_text("nonsense\n")
+    ended = refused("--database", "db=synthetic:1M", "--state", str(state))
+    assert ended.returncode == 2 and "line 1 is no record" in ended.stderr

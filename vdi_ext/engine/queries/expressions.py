@@ -297,10 +297,10 @@ class Expressions:
             word = token.value.upper()
             special = {
                 "NULL": self._null, "CASE": self._case, "CAST": self._cast, "TRY_CAST": self._cast,
-                "CONVERT": self._convert, "TRY_CONVERT": self._convert, "COALESCE": self._coalesce,
+                "CONVERT": self._convert, "TRY_CONVERT": self._convert, "COALESCE": self._coalesce, "IIF": self._iif,
                 "CURRENT_TIMESTAMP": self._now,
             }.get(word)  # fmt: skip
-            if special is not None and (word not in ("TRY_CAST",) or cursor.peek().text == "("):
+            if special is not None and (word not in ("TRY_CAST", "IIF") or cursor.peek().text == "("):
                 cursor.next()
                 return special(word)
             if word in system.USERS:
@@ -416,6 +416,21 @@ class Expressions:
         type_ = common(arguments)
         return Expression(f"coalesce({', '.join(self._as(one, type_) for one in arguments)})", type_)
 
+    def _iif(self, _: str) -> Expression:
+        cursor = self.cursor
+        cursor.expect("(")
+        with _Nesting(self):
+            test = self.condition()
+            cursor.expect(",")
+            then = self.value()
+            cursor.expect(",")
+            otherwise = self.value()
+            cursor.expect(")")
+        type_ = common([then, otherwise])
+        return Expression(
+            f"(CASE WHEN {test} THEN {self._as(then, type_)} ELSE {self._as(otherwise, type_)} END)", type_
+        )
+
     def _arguments(self) -> list[Expression]:
         cursor = self.cursor
         cursor.expect("(")
@@ -483,7 +498,7 @@ class Expressions:
             cursor.tokens[cursor.place - 1] = Token("string", part, f"'{part}'", token.line)
             cursor.place -= 2  # back at the bracket; the part is an ordinary argument now
         arguments = self._arguments()
-        if name in ("isnull", "nullif", "iif"):
+        if name in ("isnull", "nullif"):
             return self._conditional(name, arguments, token)
         function = FUNCTIONS.get(name) or system.FUNCTIONS.get(name)
         if function is None:
@@ -498,8 +513,6 @@ class Expressions:
         return Expression(f"f_{name}({values})", type_)
 
     def _conditional(self, name: str, arguments: list[Expression], token: Token) -> Expression:
-        if name == "iif":
-            fail(3015, "IIF", line=token.line)
         if len(arguments) != 2:
             fail(174, name, 2, line=token.line)
         first, second = arguments

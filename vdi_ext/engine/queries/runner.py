@@ -16,7 +16,7 @@ from .functions import FUNCTIONS, dateadd, divide, like, remainder
 from .system import Context
 from .tables import TABLES
 
-MOST_STEPS = 2_000_000_000  # of SQLite's machine, for one query
+MOST_STEPS = 200_000_000  # of SQLite's machine, for one query
 STEPS = 10_000  # between two looks at whether it is to end
 _LIMITS = {
     sqlite3.SQLITE_LIMIT_LENGTH: 4 << 20,
