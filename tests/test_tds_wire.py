@@ -14,7 +14,7 @@ from decimal import Decimal
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tds_raw import HEADERS, login7
+from tds_raw import HEADERS, call, integer, login7, text
 
 from vdi_ext.engine.messages import Message, message
 from vdi_ext.engine.tds import login, packets, prelogin, requests, tokens, types
@@ -143,6 +143,19 @@ def test_requests_for_the_transaction_manager() -> None:
     assert (again.act, again.begin) == (requests.Act.COMMIT, True)
     with pytest.raises(ProtocolError):
         requests.parse_transaction(HEADERS + b"\x01\x00\x00")
+
+
+scalars = st.one_of(st.none(), st.integers(-(2**31), 2**31 - 1))
+
+
+@given(st.lists(st.tuples(st.sampled_from(["", "@a", "@ü"]), st.one_of(scalars, texts)), max_size=8))
+@settings(max_examples=100, deadline=None)
+def test_calls_come_as_they_went(arguments: list[tuple[str, object]]) -> None:
+    """What another writer makes of them, in the tests' own client, is read here."""
+    pieces = [text(value, name) if isinstance(value, str) else integer(value, name) for name, value in arguments]
+    one = call("sp_executesql", *pieces)
+    for parsed in requests.parse_calls(HEADERS + one + b"\xff" + one):
+        assert [(argument.name, argument.value) for argument in parsed.arguments] == arguments
 
 
 # ---- login
@@ -303,7 +316,15 @@ def test_messages() -> None:
     body = struct.pack("<iBBH", 3013, 1, 16, len(text) // 2) + text + b"\x01S\0" + b"\0" + struct.pack("<i", 1)
     assert said == b"\xaa" + struct.pack("<H", len(body)) + body
     assert tokens.message(Message(3211, 10, 1, "x"), "S")[:9] == b"\xab" + struct.pack("<HiBB", 18, 3211, 1, 0)
-    assert len(tokens.message(Message(1, 16, 1, "x" * 100_000), "S" * 1000)) < 1 << 16
+
+
+def test_a_long_message_is_cut() -> None:
+    token = tokens.message(Message(1, 16, 1, "x" * 100_000), "S" * 1000)
+    reader = Reader(token, 1)
+    assert reader.uint16() == reader.left
+    reader.take(6)
+    assert reader.text(reader.uint16()) == "x" * 8000
+    assert (reader.short_text(), reader.short_text(), reader.left) == ("S" * 255, "", 4)
 
 
 # ---- whatever comes

@@ -11,6 +11,7 @@ from ..types import Column, SqlType
 from .types import COLLATION, Value, encode, type_info
 from .wire import long_text, short_text
 
+_MOST_TEXT = 8000  # characters of a message
 PROGRAM = "Microsoft SQL Server"  # what drivers expect to talk to
 
 
@@ -51,7 +52,7 @@ def message(said: Message, server: str) -> bytes:
     severity = 0 if said.severity == 10 else said.severity
     body = (
         struct.pack("<iBB", said.number, said.state & 0xFF, severity & 0xFF)
-        + long_text(said.text)[: 2 + 2 * 8000]
+        + long_text(said.text[:_MOST_TEXT])
         + short_text(server)
         + short_text("")  # no procedure
         + struct.pack("<i", said.line)
