@@ -117,6 +117,17 @@ def test_a_signal_ends_it_and_what_runs(number: signal.Signals) -> None:
     assert [type(error).__name__ for error in one.errors] == ["VDAbortError"]
 
 
+def test_no_client_writes_lines_into_the_log() -> None:
+    with serving(
+        "--database", "db=synthetic:1M", "--encrypt", "never", "--login", "sa=env:SECRET", SECRET="secret"
+    ) as served:
+        with RawClient(served.host, served.port, login=False) as raw:
+            raw.log_in(user="x\nforged \x1b[2J")
+            assert raw.closed()
+        _, _, log = served.end(signal.SIGINT)
+    assert "Login failed for user 'x\\nforged \\x1b[2J'." in log
+
+
 def test_a_backup_over_the_network(tmp_path: Path) -> None:
     """The server in one process, the client of the devices in another."""
     driver, recorder = DRIVERS["python-tds"](), Recorder(2)
