@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -103,7 +104,21 @@ def test_an_attention_ends_a_backup_that_waits_for_its_client(raw: RawClient, en
             assert len(answers) <= 2
 
 
-def test_an_attention_ends_a_batch_whose_answer_nobody_has_read_yet(raw: RawClient) -> None:
+@pytest.mark.parametrize("encrypt", ["never", "strict"])
+def test_an_attention_ends_a_batch_whose_answer_nobody_has_read_yet(engine: Engine, encrypt: str) -> None:
+    """Both directions are full at that moment; under TLS they share its state."""
+    with Endpoint(engine, {"sa": "secret"}, encrypt=encrypt) as endpoint:
+        with RawClient(endpoint.host, endpoint.port, login=False) as raw:
+            if encrypt == "strict":
+                context = ssl.create_default_context(cadata=endpoint.certificate.decode())
+                context.set_alpn_protocols(["tds/8.0"])
+                raw.socket = context.wrap_socket(raw.socket, server_hostname="localhost")
+            assert raw.log_in().acknowledged
+            for _ in range(3):
+                overwhelm(raw)
+
+
+def overwhelm(raw: RawClient) -> None:
     raw.send(BATCH, HEADERS + ("USE db;" * 50_000).encode("utf-16-le"))
     raw.send(ATTENTION)
     answers = [raw.answer()]
@@ -424,6 +439,7 @@ def test_procedures_that_are_refused(raw: RawClient, number: int, name: str) -> 
         ((text("USE db"), text("@a int, @A int"), integer(1)), 134),
         ((text("USE db"), text("@a int"), integer(1), integer(2)), 8144),
         ((text("USE db"), text("@a int"), integer(1, "@b")), 8145),
+        ((text("USE db"), text("@a int"), integer(1, output=True)), 8162),
         ((text("USE db"), text("@a int, @b numeric(10, 2) OUTPUT"), integer(1)), 8178),
         ((text("USE db"), text(", ".join(f"@a{n} int" for n in range(2101)))), 8003),
         ((text("USE db"), text("@a int" + " " * 30_000 + "!")), 102),  # in no time

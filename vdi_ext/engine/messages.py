@@ -241,6 +241,8 @@ _TEXTS = {
     8156: (16, "The column '{}' was specified multiple times for '{}'."),
     8158: (16, "'{}' has more columns than were specified in the column list."),
     8159: (16, "'{}' has fewer columns than were specified in the column list."),
+    8162: (16, 'The formal parameter "{}" was not declared as an OUTPUT parameter, but the actual parameter passed in '
+               'requested output.'),
     8169: (16, "Conversion failed when converting from a character string to uniqueidentifier."),
     8178: (16, "The parameterized query '{}' expects the parameter '{}', which was not supplied."),
     8179: (16, "Could not find prepared statement with handle {}."),

@@ -95,7 +95,7 @@ class Procedures:
     def _execute_sql(self, call: Call, answer: Answer) -> list[tuple[int, str, SqlType, Value]]:
         text = _text(call, 0)
         declared = _declarations(_text(call, 1)) if len(call.arguments) > 1 else ()
-        return self._run(Prepared(text, declared), call.arguments[2:], 2, answer)
+        return self._run(call, Prepared(text, declared), 2, answer)
 
     def _prepare(self, call: Call, answer: Answer) -> list[tuple[int, str, SqlType, Value]]:
         prepared = Prepared(_text(call, 2), _declarations(_text(call, 1)))
@@ -104,10 +104,10 @@ class Procedures:
     def _prepare_and_execute(self, call: Call, answer: Answer) -> list[tuple[int, str, SqlType, Value]]:
         prepared = Prepared(_text(call, 2), _declarations(_text(call, 1)))
         handle = self._keep(prepared)
-        return [(0, "", INT, handle), *self._run(prepared, call.arguments[3:], 3, answer)]
+        return [(0, "", INT, handle), *self._run(call, prepared, 3, answer)]
 
     def _execute(self, call: Call, answer: Answer) -> list[tuple[int, str, SqlType, Value]]:
-        return self._run(self._prepared[self._handle(call)], call.arguments[1:], 1, answer)
+        return self._run(call, self._prepared[self._handle(call)], 1, answer)
 
     def _unprepare(self, call: Call, answer: Answer) -> list[tuple[int, str, SqlType, Value]]:
         del self._prepared[self._handle(call)]
@@ -128,11 +128,9 @@ class Procedures:
             raise _failure(8179, handle if isinstance(handle, int) else 0)
         return handle
 
-    def _run(
-        self, prepared: Prepared, given: tuple[Argument, ...], first: int, answer: Answer
-    ) -> list[tuple[int, str, SqlType, Value]]:
+    def _run(self, call: Call, prepared: Prepared, first: int, answer: Answer) -> list[tuple[int, str, SqlType, Value]]:
         """Run a text with parameters; `first` is the place of the first of them in the call."""
-        bound = _bind(prepared, given)
+        bound = _bind(call, prepared, first)
         parameters = {name: Parameter(one.type, one.value, one.output) for name, one in bound.items()}
         self._session.run(prepared.text, answer, parameters)
         return [
@@ -142,17 +140,21 @@ class Procedures:
         ]
 
 
-def _bind(prepared: Prepared, given: tuple[Argument, ...]) -> dict[str, Argument]:
+def _bind(call: Call, prepared: Prepared, first: int) -> dict[str, Argument]:
     """Arguments by the names that the statement declares, in the order of the arguments."""
+    given = call.arguments[first:]
     names = [one.name.casefold() for one in prepared.declared]
     if len(given) > len(names):
-        raise _failure(8144, "sp_executesql")
+        raise _failure(8144, call.procedure)
     bound: dict[str, Argument] = {}
     for place, argument in enumerate(given):
         name = argument.name.casefold() or names[place]
         if name not in names:
-            raise _failure(8145, argument.name, "sp_executesql")
-        bound[prepared.declared[names.index(name)].name] = argument
+            raise _failure(8145, argument.name, call.procedure)
+        declared = prepared.declared[names.index(name)]
+        if argument.output and not declared.output:
+            raise _failure(8162, declared.name)
+        bound[declared.name] = argument
     for one in prepared.declared:
         if one.name not in bound:
             declaration = ", ".join(other.name for other in prepared.declared)
