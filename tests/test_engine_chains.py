@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import sqlite3
 import subprocess
 import sys
@@ -381,6 +382,48 @@ def test_standby_shows_the_database_between_two_logs(chain: Chain, other: Engine
     assert content(other, "db") == chain.held["log1"] and state(other, "db") == ("ONLINE", True)
     restore(other, "LOG db", chain.log2)
     assert content(other, "db") == chain.held["log2"] and state(other, "db") == ("ONLINE", False)
+
+
+CODES = {3117, 3118, 3120, 3136, 4305, 4326, 4330}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_is_accepted_in_any_order_leads_to_what_was_backed_up(engine: Engine, seed: int) -> None:
+    """Backups of every kind between random changes; a restore of any of them is refused or leads to its moment."""
+    pick = random.Random(seed)
+    backups: list[tuple[str, Streams, list[int]]] = []  # with what the database held, in their order
+    for number in range(14):
+        for _ in range(pick.randrange(3)):
+            first = pick.randrange(256)
+            engine.change("db", first, pick.randrange(1, 257 - first))
+        kind, options = pick.choice(
+            [("DATABASE", ""), ("DATABASE", "WITH COPY_ONLY"), ("DATABASE", "WITH DIFFERENTIAL"), ("LOG", ""),
+             ("LOG", ""), ("LOG", "WITH COPY_ONLY")] if number else [("DATABASE", "")]
+        )  # fmt: skip
+        backups.append((kind, back_up(engine, f"{kind} db", options, pick.choice([1, 1, 2])), content(engine, "db")))
+    fulls = [n for n, (_, streams, _) in enumerate(backups) if info_of(streams[0]).configuration.kind == "D"]
+    for attempt in range(3):
+        other = Engine({})
+        reached = pick.choice(fulls)
+        restore(other, "DATABASE db", backups[reached][1], "WITH NORECOVERY")
+        candidates = range(reached, len(backups)) if attempt else pick.sample(range(len(backups)), len(backups))
+        for number in candidates:
+            kind, streams, _ = backups[number]
+            if number in fulls:
+                continue
+            with client(len(streams), Player(streams)) as one:
+                try:
+                    other.execute(f"RESTORE {kind} db FROM {one.clauses} WITH NORECOVERY")
+                except SqlError as error:
+                    assert error.number in CODES, error
+                else:
+                    assert number >= reached or backups[number][2] == backups[reached][2]
+                    reached = max(reached, number)
+            assert content(other, "db") == backups[reached][2]
+        if attempt:  # in their order: every log goes on where the one before it ended
+            assert reached >= max((n for n in candidates if backups[n][0] == "LOG"), default=0)
+        other.execute("RESTORE DATABASE db WITH RECOVERY")
+        assert content(other, "db") == backups[reached][2]
 
 
 # ---- a point in time

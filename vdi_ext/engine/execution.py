@@ -203,9 +203,10 @@ class Execution:
         self.tell(message(3014, statement.operation, pages, *spoken))
         devices = ", ".join(f"'{device}'" for device in statement.devices)
         where = f"FILE={outcome.position}, TYPE=VIRTUAL_DEVICE: {{{devices}}}"
-        now = datetime.now().strftime("%Y/%m/%d(%H:%M:%S)")
+        database = self.engine.catalog.get(name)  # a restore may have made it
+        created = (database.created if database is not None else datetime.now()).strftime("%Y/%m/%d(%H:%M:%S)")
         lsns = [":".join(map(str, lsn)) for lsn in outcome.lsns]
-        values: list[object] = [name, now]
+        values: list[object] = [name, created]
         if statement.verb == "BACKUP" and outcome.kind != "L":
             values.append(pages)
         number = _LOG_ENTRIES[statement.verb, outcome.kind]
