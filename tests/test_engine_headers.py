@@ -12,7 +12,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from engine_clients import DONE, Player, client
+from engine_clients import DONE, Player, Recorder, client
 from engine_statements import back_up, refused, restore
 
 from vdi_ext import Command, CommandCode, CompletionCode, Feature
@@ -357,10 +357,14 @@ def test_a_session_gets_a_result_set(engine: Engine) -> None:
         def done(self, count) -> None:
             heard.append(("done", count))
 
-    session = Session(engine)
+    session, recorder = Session(engine, login="operator"), Recorder(1)
     try:
         with client(1, Player(streams)) as one:
             session.run(f"RESTORE FILELISTONLY FROM {one.clauses}", Ear())
+        assert heard == [("columns", 22), ("row", "db"), ("row", "db_log"), ("done", 2)]
+        with client(1, recorder) as one:
+            session.run(f"BACKUP DATABASE db TO {one.clauses}", Ear())
     finally:
         session.close()
-    assert heard == [("columns", 22), ("row", "db"), ("row", "db_log"), ("done", 2)]
+    (row,) = rows_of(engine, "HEADERONLY", [bytes(recorder.streams[0])])
+    assert row["UserName"] == "operator" == engine.history.backups[-1].user

@@ -161,7 +161,7 @@ class Backup:
         base_lsn = lsn_of(base.number) if base is not None else NO_LSN
         base_guid = base.guid if base is not None else bytes(16)
         return BackupSet(
-            uuid.uuid4().bytes_le, entry.name, self._execution.engine.server_name, socket.gethostname(), _user(),
+            uuid.uuid4().bytes_le, entry.name, self._execution.engine.server_name, socket.gethostname(), self._user,
             self.files(whole, pages), entry.created, datetime.now(), bool(statement.checksum), forks[-1].guid,
             lsn_of(first), lsn_of(last), kind, lsn_of(checkpoint), base_lsn, base_guid,
             base_lsn if kind == "I" else NO_LSN, base_guid if kind == "I" else bytes(16),
@@ -169,6 +169,12 @@ class Backup:
             self._number, encode(records, last) if kind == "L" else (), extra, copy_only=self._copy_only,
             tail=self._tail, norecovery=statement.norecovery,
         )  # fmt: skip
+
+    @property
+    def _user(self) -> str:
+        """Whose statement it is."""
+        session = self._execution.session
+        return session.login if session is not None else _process_user()
 
     @property
     def _expires(self) -> datetime | None:
@@ -314,7 +320,7 @@ def _runs(numbers: list[int]) -> list[tuple[int, int]]:
     return runs
 
 
-def _user() -> str:
+def _process_user() -> str:
     try:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:  # a user without a name
