@@ -182,6 +182,29 @@ def test_drivers_of_odbc_stop_at_each_message_and_can_step_on(endpoint, certific
         assert (outcome.steps >= 5) is steps, name
 
 
+@pytest.mark.parametrize("name", ["mssql-python", "pyodbc"])
+def test_who_closes_before_the_last_step_ends_the_backup(endpoint, certificate, name) -> None:
+    driver, recorder = DRIVERS[name](), Recorder(1)
+    reached, go, seen = threading.Event(), threading.Event(), []
+
+    def handler(number: int, command: Command) -> None:
+        seen.append(command.code)
+        if len(seen) == 40:  # of more than 64
+            reached.set()
+            go.wait(30)
+        recorder(number, command)
+
+    with client(1, handler) as one:
+        with connected(driver, endpoint, driver.modes[0], certificate) as connection:
+            cursor = connection.cursor()
+            options = "STATS = 5, BUFFERCOUNT = 1, MAXTRANSFERSIZE = 65536"
+            cursor.execute(f"BACKUP DATABASE db TO {one.clauses} WITH {options}")  # returns at the first message
+            assert reached.wait(30)
+            cursor.close()
+        go.set()
+    assert [type(error).__name__ for error in one.errors] == ["VDAbortError"]
+
+
 def test_other_statements_end_with_their_message(driver, endpoint, certificate) -> None:
     """A driver that stops at each DONE is through with them at once: the connection is free for another cursor."""
     with connected(driver, endpoint, driver.modes[0], certificate) as connection:
