@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from cryptography.hazmat.primitives import serialization
 from engine_clients import Recorder, client
 from tds_clients import ALL, DRIVERS, PLAIN, connected
 from tds_raw import BATCH, HEADERS, RawClient
@@ -156,10 +157,13 @@ def test_a_certificate_that_is_given(tmp_path: Path) -> None:
 
 def test_a_key_behind_a_passphrase_is_refused_and_nobody_is_asked(tmp_path: Path) -> None:
     made, key = tls.generate("localhost")
+    locked = serialization.load_pem_private_key(key, None).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"x"),
+    )
     (tmp_path / "c.pem").write_bytes(made)
-    (tmp_path / "plain.pem").write_bytes(key)
-    subprocess.run(["openssl", "rsa", "-aes128", "-passout", "pass:x", "-in", tmp_path / "plain.pem", "-out",
-                    tmp_path / "k.pem"], check=True, capture_output=True)  # fmt: skip
+    (tmp_path / "k.pem").write_bytes(locked)
     with pytest.raises(tls.CertificateError, match="the key of the certificate is encrypted"):
         tls.load(tmp_path / "c.pem", tmp_path / "k.pem")
 
