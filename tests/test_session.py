@@ -311,3 +311,40 @@ def test_what_drivers_ask_before_they_commit(session: Session) -> None:
     assert run(session, "BACKUP DATABASE sales TO VIRTUAL_DEVICE = 'x'").numbers == [3021, 3013]
     run(session, "IF @@TRANCOUNT > 0 ROLLBACK TRAN; SET IMPLICIT_TRANSACTIONS OFF")
     assert session.transactions == 0
+
+
+def test_a_procedure_of_its_own_changes_a_synthetic_database(engine: Engine, session: Session) -> None:
+    """What there is to back up in differentials and logs, for those who only have a connection."""
+    run(session, "ALTER DATABASE sales SET RECOVERY FULL")
+    with client(1, full := Recorder(1)) as one:
+        run(session, f"BACKUP DATABASE sales TO {one.clauses}")
+    assert run(session, "EXEC sales..vdi_ext_change @page = 40, @pages = 16").events == [("done", 16)]
+    assert run(session, "USE sales; EXEC vdi_ext_change 3; USE master").numbers == [5701, 5701]
+    with client(1, Recorder(1)) as one:
+        said = run(session, f"BACKUP DATABASE sales TO {one.clauses} WITH DIFFERENTIAL").messages
+    assert said[0].text == "Processed 32 pages for database 'sales', file 'sales' on file 1."
+    with client(1, log := Recorder(1)) as one:
+        run(session, f"BACKUP LOG sales TO {one.clauses} WITH NORECOVERY")
+    with client(1, Player([bytes(full.streams[0])])) as one:
+        assert run(session, f"RESTORE DATABASE sales FROM {one.clauses} WITH NORECOVERY, REPLACE").numbers[-1] == 3014
+    with client(1, Player([bytes(log.streams[0])])) as one:
+        assert run(session, f"RESTORE LOG sales FROM {one.clauses}").numbers[-1] == 3014
+    versions = engine.catalog.get("sales").versions
+    assert [place for place, version in enumerate(versions) if version] == [0, 1, 5, 6]  # extents of 8 pages
+
+
+@pytest.mark.parametrize(
+    ("call", "number"),
+    [
+        ("EXEC sales..vdi_ext_change 1000000", 50000),
+        ("EXEC sales..vdi_ext_change -8, 8", 50000),
+        ("EXEC sales..vdi_ext_change 0, 0", 50000),
+        ("EXEC sales..vdi_ext_change 0, 8, 8", 8144),
+        ("EXEC sales..vdi_ext_change @extent = 0", 8145),
+        ("EXEC sales..vdi_ext_change NULL", 214),
+        ("EXEC sales..vdi_ext_change 'x'", 245),
+        ("EXEC nothing..vdi_ext_change", 911),
+    ],
+)
+def test_changes_that_cannot_be(session: Session, call: str, number: int) -> None:
+    assert run(session, call).numbers == [number]

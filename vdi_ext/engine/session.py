@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
+from ..mtf import EXTENT_PAGES
 from .batch import (
     Assign,
     Declare,
@@ -44,6 +45,7 @@ __all__ = ["Column", "Parameter", "Request", "Session", "Sink", "SqlType"]
 # Errors that end the batch, not only the statement: conversions.
 _END_THE_BATCH = frozenset({241, 245, 8114, 8169})
 _MOST_NESTED = 32  # EXEC within EXEC
+CHANGE = "vdi_ext_change"  # the procedure that changes a synthetic database
 
 
 class Sink(Protocol):
@@ -403,6 +405,9 @@ class Session:
 
     def _execute(self, node: Execute) -> None:
         name = node.procedure.lower().rpartition(".")[2]
+        if name == CHANGE:
+            self._change(node)
+            return
         if node.procedure and name != "sp_executesql":
             raise SqlError((message(2812, node.procedure, state=62, line=node.line),))
         values = [(argument, self._one(value), output) for argument, value, output in node.arguments]
@@ -424,6 +429,33 @@ class Session:
             self.database = database  # USE lasts as long as the text
         for name, variable in outputs:
             self._values[variable] = convert(inside[name], self._types[variable])
+
+    def _change(self, node: Execute) -> None:
+        """The stand-in's own procedure: changes pages of a synthetic database, so that there is something to back up.
+
+        `EXEC [database..]vdi_ext_change [[@page =] first] [, [@pages =] how many]`.
+        """
+        given = {"@page": 0, "@pages": EXTENT_PAGES}
+        for place, (name, value, _) in enumerate(node.arguments):
+            if place >= len(given):
+                raise SqlError((message(8144, CHANGE, line=node.line),))
+            name = name or list(given)[place]
+            if name not in given:
+                raise SqlError((message(8145, name, CHANGE, line=node.line),))
+            number = convert(self._one(value), SqlType("int"))
+            if not isinstance(number, int):
+                raise SqlError((message(214, name, "int", line=node.line),))
+            given[name] = number
+        before, _, _ = node.procedure.rpartition(".")
+        database = before.split(".")[-2] if "." in before else ""
+        try:
+            self._engine.change(database or self.database, given["@page"], given["@pages"])
+        except DatabaseError as error:
+            raise SqlError((message(error.number, *error.args[1:], line=node.line),)) from None
+        except ValueError as error:
+            raise SqlError((Message(50000, 16, 1, f"{error}.", node.line),)) from None
+        self.error, self.row_count = 0, given["@pages"]
+        self._done(given["@pages"])
 
     # ---- BACKUP and RESTORE
 
