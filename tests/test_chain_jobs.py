@@ -14,7 +14,17 @@ from engine_statements import content, state
 from standin_driver import Driver
 
 from vdi_ext.engine import Engine, Synthetic
-from vdi_ext.jobs import ArgumentError, ChainError, SQLError, VerificationError, backup, recover, restore, restore_chain
+from vdi_ext.jobs import (
+    ArgumentError,
+    ChainError,
+    SQLError,
+    VerificationError,
+    backup,
+    chain_texts,
+    recover,
+    restore,
+    restore_chain,
+)
 from vdi_ext.jobs.chains import Link, links, plan
 from vdi_ext.jobs.heads import Head, head_of, read_info, stream_head
 from vdi_ext.storage import StoredSet
@@ -125,6 +135,14 @@ def test_files_go_where_they_are_sent(chain: Chain, other: Driver) -> None:
     assert "MOVE N'db' TO N'D:\\data\\my_copy.mdf'" in sql
     assert "MOVE N'db_log' TO N'D:\\data\\my_copy_log.ldf'" in sql
     assert content(other.engine, "my/copy") == chain.held["full"]
+
+
+def test_the_statements_of_a_chain_can_be_seen_first(chain: Chain) -> None:
+    texts = chain_texts([chain.store], "mssql://nowhere?database=db", to="new", replace=True, data_dir="/d")
+    assert [text.split(" FROM ")[0] for text in texts] == [
+        "RESTORE DATABASE [new]", "RESTORE DATABASE [new]", "RESTORE LOG [new]"]
+    assert ["NORECOVERY" in text for text in texts] == [True, True, False]
+    assert ["REPLACE" in text and "MOVE N'db' TO N'/d/new.mdf'" in text for text in texts] == [True, False, False]
 
 
 def test_what_is_missing_is_named_before_anything(chain: Chain, other: Driver, tmp_path: Path) -> None:

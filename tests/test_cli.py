@@ -136,7 +136,7 @@ def test_help_names_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["backup", "--help"])
     text = capsys.readouterr().out
     codes = {value for name, value in vars(cli).items() if name.startswith("EXIT_") and isinstance(value, int)}
-    assert codes == {0, 1, 2, 3, 4, 5, 6, 130, 143}
+    assert codes == {0, 1, 2, 3, 4, 5, 6, 7, 130, 143}
     assert all(f"\n  {code} " in text for code in codes)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from vdi_ext.jobs import ArgumentError, backup, backup_text, login_of, password_from
+from vdi_ext.jobs.drivers import Adapter, MssqlPython, Pymssql, Pyodbc, PythonTds, ServerMessage, adapter_of
 from vdi_ext.jobs.server import Server
 from vdi_ext.jobs.server_address import ServerAddress, is_server, parse_server_address
 
@@ -143,3 +144,72 @@ def test_print_sql_of_a_restore(tmp_path: Path) -> None:
     assert done.stdout == (
         "RESTORE DATABASE [x] FROM VIRTUAL_DEVICE = N'{device}', VIRTUAL_DEVICE = N'{device2}' WITH BLOCKSIZE = 512, "
         "REPLACE, STANDBY = N'/d/undo', STOPAT = N'2026-01-02T03:04:05', MOVE N'data' TO N'/d/it''s.mdf'\n")
+
+
+def test_a_selector_is_not_taken_for_a_name(tmp_path: Path) -> None:
+    done = cli("backup", "mssql://h", tmp_path / "{database}", "--print-sql", "--database", "USER_DATABASES")
+    assert done.returncode == 2 and "name one" in done.stderr
+    done = cli("backup", "synthetic:1M", tmp_path / "{database}", "--database", "USER_DATABASES")
+    assert done.returncode == 2 and "only a server" in done.stderr
+
+
+# ---- what adapters make of what drivers raise, as their documentation has it
+
+
+class DatabaseError(Exception):
+    pass
+
+
+class Mssql(Exception):
+    def __init__(self, text: str) -> None:
+        super().__init__(f"Driver Error: Syntax error or access violation; DDBC Error: {text}")
+        self.ddbc_error = text
+
+
+ABORTED = 'Write on "x" failed: 995(The I/O operation has been aborted because of either a thread exit or an ' \
+          "application request.)"
+ENDED = "BACKUP DATABASE is terminating abnormally."
+ODBC = "[Microsoft][ODBC Driver 18 for SQL Server]"
+
+
+@pytest.mark.parametrize(
+    ("adapter", "error", "said"),
+    [
+        (MssqlPython, Mssql(f"[Microsoft][SQL Server]{ABORTED}"), [(3202, ABORTED)]),
+        (MssqlPython, Mssql("[Microsoft][SQL Server]Nobody knows this text."), [(None, "Nobody knows this text.")]),
+        (MssqlPython, Mssql("[Microsoft]TCP Provider: Error code 0x68"), []),
+        (MssqlPython, Mssql("[Microsoft]Communication link failure"), []),
+        (Pyodbc, DatabaseError("42000", f"[42000] [FreeTDS][SQL Server]{ABORTED} (3202) (SQLExecDirectW)"),
+         [(3202, ABORTED)]),
+        (Pyodbc, DatabaseError("42000", f"[42000] {ODBC}[SQL Server]{ABORTED} (3202) (SQLMoreResults); "
+                                        f"[42000] {ODBC}[SQL Server]{ENDED} (3013)"), [(3202, ABORTED), (3013, ENDED)]),
+        (Pyodbc, DatabaseError("08S01", f"[08S01] {ODBC}TCP Provider: Error code 0x68 (104) (SQLMoreResults)"), []),
+        (Pyodbc, DatabaseError("08S01", "[08S01] [FreeTDS][SQL Server]Unable (20009) (SQLDriverConnect)"), []),
+        (Pyodbc, DatabaseError("HY008", "[HY008] [FreeTDS][SQL Server]Cancelled (0) (SQLExecDirectW)"), []),
+        (Pymssql, DatabaseError(3202, f"{ABORTED}DB-Lib error message 20018, severity 16:\nGeneral".encode()),
+         [(3202, ABORTED)]),
+        (Pymssql, DatabaseError((18456, b"Login failed for user 'sa'.DB-Lib error message 20018")),
+         [(18456, "Login failed for user 'sa'.")]),
+        (Pymssql, DatabaseError((18456, b"DB-Lib error message 20009, severity 9:\nUnable to connect")), []),
+        (Pymssql, DatabaseError(20047, b"DB-Lib error message 20047, severity 9:\nDBPROCESS is dead"), []),
+        (PythonTds, OSError(9, "Bad file descriptor"), []),
+        (Adapter, DatabaseError(911, "no such database"), [(911, "no such database")]),
+        (Adapter, DatabaseError(ENDED), [(3013, ENDED)]),
+        (Adapter, OSError(104, "Connection reset by peer"), []),
+    ],
+)  # fmt: skip
+def test_only_what_the_server_said_counts_as_said(adapter: type[Adapter], error: Exception, said: list) -> None:
+    """An error of the driver's own, such as a lost connection, tells nothing of what a statement has come to."""
+    found = adapter.parse(error)
+    assert [(message.number, message.text) for message in found] == said
+    assert all(message.is_error for message in found)
+
+
+def test_a_message_that_ends_the_session_tells_nothing_of_the_statement() -> None:
+    assert ServerMessage("x", 596, 16).ends_session and ServerMessage("x", 3013, 21).ends_session
+    assert not ServerMessage("x", 3013, 16).ends_session
+
+
+def test_connections_of_others_get_the_adapter_that_fits() -> None:
+    for module, adapter in (("pytds.connection", PythonTds), ("pyodbc", Pyodbc), ("mine", Adapter)):
+        assert adapter_of(type("Connection", (), {"__module__": module})()) is adapter

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import random
+import signal
+import threading
 import time
 from pathlib import Path
 
@@ -17,9 +19,10 @@ from engine_statements import content
 from tds_clients import LOGIN, PASSWORD
 from test_kill import HERE, ROUNDS, Peer, kill
 
+from vdi_ext import VDError
 from vdi_ext.engine import Engine, Synthetic
 from vdi_ext.engine.tds import Endpoint
-from vdi_ext.jobs import backup, recover, restore_chain
+from vdi_ext.jobs import SQLError, backup, recover, restore_chain
 from vdi_ext.storage import StoredSet
 
 PHASES = ("configuring", "opening", "mapped", "transferring", "flushing", "prepared", "closing", "publishing")
@@ -56,6 +59,56 @@ def test_no_backup_is_lost_with_its_client(tmp_path: Path, phase: str, number: i
         backup(source, tmp_path / "after", kind="log", password=PASSWORD)  # and nobody is in its way
         restore_chain([tmp_path], source, to="again", password=PASSWORD)
         assert content(engine, "again") == content(engine, "db")
+
+
+@pytest.mark.parametrize(
+    ("driver", "phase", "number"),
+    [(driver, phase, signal.SIGINT) for driver in DRIVERS for phase in ("configuring", "transferring")]
+    + [("pymssql", "prepared", signal.SIGTERM), ("pyodbc", "closing", signal.SIGINT)],
+)
+def test_a_signal_ends_both_sides(tmp_path: Path, driver: str, phase: str, number: int) -> None:
+    """Neither half a backup nor a waiting server; where the server has reported success, the set counts."""
+    engine = Engine({"db": Synthetic((64 if phase == "transferring" else 2) << 20, 5, "FULL")})
+    (tmp_path / "password").write_text(PASSWORD)
+    with Endpoint(engine, {LOGIN: PASSWORD}) as endpoint:
+        arguments = ["backup", address(endpoint, driver), str(tmp_path / "set"), "--password-file",
+                     str(tmp_path / "password"), "--max-transfer-size", "65536"]
+        order = {"run": "cli", "args": arguments, "hold": [phase]}
+        job = Peer(str(HERE / "job_process.py"), json.dumps(order))
+        try:
+            assert (job.hear() or {}).get("held") == phase
+            job.process.send_signal(number)
+            job.send("go on")
+            errors = job.end()
+        finally:
+            job.kill()
+        assert job.process.returncode == (130 if number == signal.SIGINT else 143), errors
+        assert errors.count("\n") == 1
+        assert idle(endpoint), "a session is left"
+    left = sorted(path.name for path in tmp_path.iterdir() if path.name != "password")
+    assert left == (["set"] if engine.history.backups else []), errors
+    if left:
+        StoredSet(str(tmp_path / "set")).verify()
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_server_that_goes_ends_the_job(tmp_path: Path, driver: str) -> None:
+    """In the middle of the bytes: the connections end, and the set with them."""
+    endpoint = Endpoint(Engine({"db": Synthetic(2 << 20, 5)}), {LOGIN: PASSWORD})
+    gone: list[threading.Thread] = []
+
+    def end(*command: object) -> None:
+        if not gone:
+            gone.append(threading.Thread(target=endpoint.close))
+            gone[0].start()
+
+    try:
+        with pytest.raises((SQLError, VDError)):
+            backup(address(endpoint, driver), tmp_path / "set", password=PASSWORD, inspect=end)
+    finally:
+        endpoint.close()
+        gone[0].join()
+    assert list(tmp_path.iterdir()) == []
 
 
 def interrupted(endpoint: Endpoint, directory: Path, phase: str, chance: random.Random) -> bool:

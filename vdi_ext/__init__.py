@@ -25,7 +25,17 @@ from .errors import (
     VDTimeoutError,
     VDUnexpectedError,
 )
-from .jobs import backup, backup_snapshot, recover, restore, restore_snapshot
+from .jobs import (
+    backup,
+    backup_several,
+    backup_snapshot,
+    pipe_backup,
+    pipe_restore,
+    recover,
+    restore,
+    restore_chain,
+    restore_snapshot,
+)
 
 __all__ = [
     "BufferHandle",
@@ -57,8 +67,12 @@ __all__ = [
     "VirtualDeviceSet",
     "Whence",
     "backup",
+    "backup_several",
     "backup_snapshot",
+    "pipe_backup",
+    "pipe_restore",
     "recover",
     "restore",
+    "restore_chain",
     "restore_snapshot",
 ]

@@ -63,6 +63,8 @@ def _backup(options: argparse.Namespace) -> int:
         return snapshot.backup(options)
     options.source = snapshot.one(options, "source")
     if options.print_sql:
+        if jobs.is_selector(options.database):
+            raise jobs.ArgumentError("to show a statement nobody is asked which databases there are: name one")
         return output.statement(options, jobs.backup_text(options.source, **backup_options(options)))
     secret = password(options, options.source)
     if jobs.is_selector(options.database):

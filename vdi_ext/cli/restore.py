@@ -55,25 +55,25 @@ def _restore(options: argparse.Namespace) -> int:
     if options.mount_command:
         return snapshot.restore(options)
     options.target = snapshot.one(options, "target")
-    if options.print_sql:
-        return output.statement(
-            options, jobs.restore_text(options.source, options.target, **restore_options(options))
-        )
-    secret = password(options, options.target)
     wishes = restore_options(options)
+    alone = not (options.add or options.to or options.data_dir) and jobs.is_set(options.source)
+    several = {"to": options.to, "data_dir": options.data_dir, **wishes}
+    sources = [options.source, *options.add]
+    if not alone and options.sql:
+        raise jobs.ArgumentError("--sql is one statement, and these are several")
+    if options.print_sql:
+        texts = [jobs.restore_text(options.source, options.target, **wishes)] if alone else \
+            jobs.chain_texts(sources, options.target, **several)  # fmt: skip
+        for text in texts:
+            output.statement(options, text)
+        return EXIT_OK
+    secret = password(options, options.target)
     with consumers(options) as events, output.progress(options) as progress:
-        if not (options.add or options.to or options.data_dir) and jobs.is_set(options.source):
-            done = [jobs.restore(
-                options.source, options.target, progress=progress, events=events, verify_first=options.verify_first,
-                password=secret, **wishes,
-            )]  # fmt: skip
+        more = {"progress": progress, "events": events, "verify_first": options.verify_first, "password": secret}
+        if alone:
+            done = [jobs.restore(options.source, options.target, **more, **wishes)]
         else:
-            if options.sql:
-                raise jobs.ArgumentError("--sql is one statement, and these are several")
-            done = jobs.restore_chain(
-                [options.source, *options.add], options.target, to=options.to, data_dir=options.data_dir,
-                progress=progress, events=events, verify_first=options.verify_first, password=secret, **wishes,
-            )  # fmt: skip
+            done = jobs.restore_chain(sources, options.target, **more, **several)
     for result in done:
         output.finished(options, result, f"restored {options.target} from {result.path}")
     return EXIT_OK

@@ -10,7 +10,7 @@ from .external import CommandFailedError
 from .lineup import FreezeTimeoutError
 from .passwords import password_from
 from .piping import pipe_backup, pipe_restore
-from .preview import backup_text, restore_text
+from .preview import backup_text, chain_texts, restore_text
 from .recovery import Unfinished, recover
 from .restoring import restore
 from .restoring_chain import restore_chain
@@ -42,6 +42,7 @@ __all__ = [
     "backup_several",
     "backup_snapshot",
     "backup_text",
+    "chain_texts",
     "diagnose",
     "is_selector",
     "is_set",

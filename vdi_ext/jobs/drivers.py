@@ -192,8 +192,10 @@ class Pymssql(Adapter):
         driver = imported(cls.module)
         encryption = {"yes": "require", "no": "off", "strict": "strict", None: None}[address.encrypt]
         options = {"encryption": encryption} if encryption else {}
+        if address.port is not None or address.instance is None:  # else the browser service says which
+            options["port"] = str(address.port or 1433)
         return driver.connect(
-            server=_server_of(address, None), port=str(address.port or 1433), user=address.user, password=password,
+            server=_server_of(address, None), user=address.user, password=password,
             database="master", autocommit=True, login_timeout=address.login_timeout, appname=PROGRAM, **options,
         )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -11,6 +12,7 @@ from .addresses import describe_source, describe_target
 from .common import ArgumentError, checked_devices
 from .places import Address
 from .restoring import kind_of, stored_block_size
+from .restoring_chain import chain_steps
 from .server_address import is_server, parse_server_address
 from .sql_text import placeholders
 from .wishes import BackupWish, RestoreWish
@@ -54,6 +56,21 @@ def restore_text(
     options["block_size"] = options.get("block_size") or stored_block_size(stored)
     wish = RestoreWish(**_only(RestoreWish, options))
     return wish.text(name, placeholders(len(stored.manifest.stripes)))
+
+
+def chain_texts(
+    sources: Sequence[str | os.PathLike[str]], target: Address, *, database: str | None = None, to: str | None = None,
+    data_dir: str | None = None, stop_at: str | None = None, replace: bool = False, norecovery: bool = False,
+    standby: str | None = None, moves: Mapping[str, str] | None = None, **options: Any,
+) -> list[str]:  # fmt: skip
+    """The statements of a `restore_chain` with these options, in their order, as `restore_text` has them."""
+    chosen, _, steps = chain_steps(
+        sources, target, database=database, to=to, data_dir=data_dir, stop_at=stop_at, replace=replace,
+        norecovery=norecovery, standby=standby, moves=moves,
+    )  # fmt: skip
+    return [
+        restore_text(link.path, target, **{**options, **step}) for link, step in zip(chosen, steps, strict=True)
+    ]
 
 
 def _database(address: Address, database: str | None) -> str:

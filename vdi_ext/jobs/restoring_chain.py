@@ -68,31 +68,47 @@ def restore_chain(
     ArgumentError, VerificationError, StorageError, SQLError, VDError
         As for `restore`.
     """
+    chosen, into, steps = chain_steps(
+        sources, target, database=database, to=to, data_dir=data_dir, stop_at=stop_at, replace=replace,
+        norecovery=norecovery, standby=standby, moves=moves,
+    )  # fmt: skip
+    if verify_first:
+        for link in chosen:
+            link.stored.verify()
+    password = resolve(password)
+    done: list[Result] = []
+    for link, step in zip(chosen, steps, strict=True):
+        try:
+            done.append(restore(link.path, target, password=password, **step, **options))
+        except BaseException as error:
+            if done:
+                error.add_note(f"{into} is left RESTORING, with {_list(chosen[: len(done)])}")
+            raise
+    return done
+
+
+def chain_steps(
+    sources: Sequence[str | os.PathLike[str]], target: Address, *, database: str | None, to: str | None,
+    data_dir: str | None, stop_at: str | None, replace: bool, norecovery: bool, standby: str | None,
+    moves: Mapping[str, str] | None,
+) -> tuple[list[Link], str, list[dict[str, Any]]]:  # fmt: skip
+    """The sets, the name of the database, and for each set what `restore` is asked for. As `restore_chain`."""
     name = database
     if name is None and isinstance(target, str) and is_server(target):
         name = parse_server_address(target).database
     point_in_time(stop_at)
     chosen = plan(links(sources, name), stop_at)
     into = to or name or chosen[0].head.database
-    every = {**moved_files(chosen[0].stored, into, data_dir), **(moves or {})} if data_dir else dict(moves or {})
-    if verify_first:
-        for link in chosen:
-            link.stored.verify()
-    password = resolve(password)
-    done: list[Result] = []
+    moved = moved_files(chosen[0].stored, into, data_dir) if data_dir else {}
+    steps = []
     for link in chosen:
         first, last = link is chosen[0], link is chosen[-1]
-        try:
-            done.append(restore(
-                link.path, target, database=into, kind=link.head.kind, password=password, replace=replace and first,
-                moves=every if first else {}, norecovery=norecovery or not last, standby=standby if last else None,
-                stop_at=stop_at if link.head.kind == "log" else None, **options,
-            ))  # fmt: skip
-        except BaseException as error:
-            if done:
-                error.add_note(f"{into} is left RESTORING, with {_list(chosen[: len(done)])}")
-            raise
-    return done
+        steps.append({
+            "database": into, "kind": link.head.kind, "replace": replace and first,
+            "moves": {**moved, **(moves or {})} if first else {}, "norecovery": norecovery or not last,
+            "standby": standby if last else None, "stop_at": stop_at if link.head.kind == "log" else None,
+        })  # fmt: skip
+    return chosen, into, steps
 
 
 def moved_files(stored: StoredSet, database: str, data_dir: str) -> dict[str, str]:
