@@ -108,7 +108,7 @@ def test_a_failed_command_is_told_with_its_code(tmp_path: Path) -> None:
     recorder = Recorder()
     with pytest.raises(OSError, match="No space left"):
         backed_up(tmp_path, recorder, inspect=fail)
-    assert recorder.of(CommandCompleted)[-1].completion != CompletionCode.SUCCESS
+    assert recorder.of(CommandCompleted)[-1].completion == CompletionCode.DISK_FULL
     assert ("set", "abort") in [(event.subject, event.state) for event in recorder.of(StateChanged)]
 
 

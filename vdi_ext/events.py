@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from enum import IntEnum, IntFlag
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from .config import DeviceSetConfig
 from .constants import known
@@ -245,7 +245,7 @@ class EventStream:
         for consumer in self._of_commands if commands else self._consumers:
             consumer(event)
 
-    def emit(self, kind: type[Event], *values: object, **named: object) -> None:
+    def emit(self, kind: type[Event], *values: Any, **named: Any) -> None:
         """Make an event and tell it, if anybody listens."""
         if self._consumers:
             self(kind(*values, scope=self.scope, **named))

@@ -1,5 +1,6 @@
 """The loop in which a job answers the commands of one device, observed only where somebody wants to see them."""
 
+import errno
 import time
 from collections.abc import Callable
 
@@ -39,10 +40,15 @@ def answer_commands(
         begun = time.monotonic()
         code, size = command.code, command.size
         events.emit(CommandIssued, number, count, code, size, command.position, at=begun)
-        completion, transferred = CompletionCode.OPERATION_ABORTED, 0
+        completion: int = CompletionCode.OPERATION_ABORTED
+        transferred: int | None = 0
         try:
             with command:
                 completion, transferred = answer(command)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:  # as leaving the block has completed it
+                completion = CompletionCode.DISK_FULL
+            raise
         finally:
             if transferred is None:
                 transferred = size if code == CommandCode.WRITE else 0
