@@ -172,10 +172,11 @@ class TraceFile:
     def _throughput(self, scope: _Scope, now: float) -> None:
         period = now - scope.counted_at
         rates = {name: round(moved / period / 2**20, 3) for name, moved in scope.moved.items()}
+        # A counter holds from its time on: the rate belongs to the beginning of its period.
+        self._counter(scope, "MiB/s", scope.counted_at, rates)
         scope.counted = any(scope.moved.values())
         scope.moved = dict.fromkeys(scope.moved, 0)
         scope.counted_at = now
-        self._counter(scope, "MiB/s", now, rates)
 
     def _state(self, scope: _Scope, event: StateChanged) -> None:
         lane = 0 if event.device is None else self._lane(scope, event.device, 0)
