@@ -10,29 +10,31 @@ from uuid import UUID
 import pytest
 from tds_clients import DRIVERS, LOGIN, PASSWORD, connected
 from test_queries import FORK, SET, START, backup
+from test_tds_serve import Served, serving
 
-from vdi_ext.engine import Engine, Synthetic
-from vdi_ext.engine.msdb import RestoreRecord
+from vdi_ext.engine.msdb import History, RestoreRecord
 from vdi_ext.engine.queries.tables import TABLES
-from vdi_ext.engine.tds import Endpoint
 
 
 @pytest.fixture(scope="module")
-def endpoint() -> Iterator[Endpoint]:
-    engine = Engine({"sales": Synthetic(1 << 20)}, server_name="STANDIN")
-    engine.history.record(backup())
-    engine.history.record(RestoreRecord("copy", "D", START, SET, files=backup().files))
-    with Endpoint(engine, {LOGIN: PASSWORD}) as endpoint:
-        yield endpoint
+def served(tmp_path_factory) -> Iterator[Served]:
+    """A process of its own: mssql-python holds the interpreter's lock while it waits for the rest of a long text."""
+    state = tmp_path_factory.mktemp("state")
+    history = History(state)
+    history.record(backup())
+    history.record(RestoreRecord("copy", "D", START, SET, files=backup().files))
+    with serving(
+        "--database", "sales=synthetic:1M", "--server-name", "STANDIN", "--state", str(state),
+        "--login", f"{LOGIN}=env:A_PASSWORD", A_PASSWORD=PASSWORD,
+    ) as served:  # fmt: skip
+        yield served
 
 
 @pytest.fixture(params=DRIVERS)
-def read(request, endpoint, tmp_path) -> Iterator:
+def read(request, served, tmp_path) -> Iterator:
     """Takes a query, gives its rows."""
     driver = DRIVERS[request.param]()
-    certificate = tmp_path / "certificate.pem"
-    certificate.write_bytes(endpoint.certificate)
-    with connected(driver, endpoint, driver.modes[0], certificate) as connection:
+    with connected(driver, served, driver.modes[0], tmp_path) as connection:
         yield lambda query, *parameters: driver.rows(connection, query.replace("?", driver.mark), *parameters)
 
 
