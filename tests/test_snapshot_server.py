@@ -13,10 +13,10 @@ from tds_clients import LOGIN, PASSWORD
 from test_snapshot_engine import can_write, check_copy, make_database
 from test_snapshot_jobs import COPY, PLACE, nothing_frozen
 
-from vdi_ext import backup_snapshot, restore_snapshot
+from vdi_ext import backup, backup_snapshot, recover, restore, restore_snapshot
 from vdi_ext.engine import Engine, Sqlite, Synthetic
 from vdi_ext.engine.tds import Endpoint
-from vdi_ext.jobs import ArgumentError, CommandFailedError, ProgressEvent, SQLError
+from vdi_ext.jobs import ArgumentError, ChainError, CommandFailedError, ProgressEvent, SQLError, restore_chain
 from vdi_ext.storage import StoredSet
 
 
@@ -70,6 +70,36 @@ def test_databases_that_a_selector_means_are_frozen_together(
     )
     assert all("lost" not in check_copy(path) for path in live)
     assert not engine.catalog.get("pages").versions.any()
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_set_of_unknown_outcome_is_a_backup_if_msdb_lists_all_of_it(
+    tmp_path: Path, copies: Path, engine: Engine, live: list[Path], listed: bool
+) -> None:
+    done = backup_snapshot(
+        [Driver(engine), Driver(engine if listed else Engine({"two": Sqlite(str(live[1]))}))], tmp_path / "set",
+        databases=["one", "two"], freeze_command=COPY,
+    )  # fmt: skip
+    Path(done.path).rename(tmp_path / "set.partial")
+    [found] = recover(str(tmp_path), action="resolve", server=Driver(engine))
+    assert found.state == ("published" if listed else "prepared")
+    assert (tmp_path / "set").exists() == listed
+    assert bool(found.problems) != listed
+
+
+def test_a_chain_is_made_of_what_holds_the_data(tmp_path: Path, engine: Engine) -> None:
+    server = Driver(engine)
+    backup(server, tmp_path / "full", database="pages")
+    backup_snapshot(server, tmp_path / "snapshot", databases=["pages"], freeze_command="true", copy_only=True)
+    engine.change("pages", 8)
+    backup(server, tmp_path / "log", database="pages", kind="log")
+    restore_chain([tmp_path], server, database="pages", replace=True)
+    statements = [sql for sql in server.statements if sql.startswith("RESTORE")]
+    assert [sql.split(" FROM ")[0] for sql in statements] == ["RESTORE DATABASE [pages]", "RESTORE LOG [pages]"]
+    with pytest.raises(ArgumentError, match="is a snapshot"):
+        restore(tmp_path / "snapshot", server, database="pages", replace=True)
+    with pytest.raises(ChainError, match="is a snapshot"):
+        restore_chain([tmp_path / "snapshot", tmp_path / "log"], server, database="pages", replace=True)
 
 
 def test_tokens_name_the_set(tmp_path: Path, copies: Path, engine: Engine) -> None:

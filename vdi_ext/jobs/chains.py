@@ -65,6 +65,10 @@ def links(sources: Sequence[str | os.PathLike[str]], database: str | None = None
                 if named:
                     raise StorageError(f"{path} is {stored.state}: it holds no whole backup and cannot be restored")
                 continue
+            if stored.manifest.snapshot is not None:  # its files are elsewhere
+                if named:
+                    raise ChainError(f"{path} is a snapshot: it can only be restored by itself, with a mount command")
+                continue
             head = head_of(stored.path, stored.manifest)
             if head is None:
                 if named:

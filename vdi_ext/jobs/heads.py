@@ -115,11 +115,11 @@ def read_info(path: str, block_size: int) -> FamilyInfo:
     raise MtfError("no backup set begins there")
 
 
-def info_of(directory: str, manifest: Manifest) -> FamilyInfo:
-    """The beginning of a set's first stripe. Raises as `read_info`."""
+def info_of(directory: str, manifest: Manifest, number: int = 1) -> FamilyInfo:
+    """The beginning of a stripe of a set, by default the first. Raises as `read_info`."""
     block_size = manifest.configuration.get("block_size")
     valid = type(block_size) is int and 512 <= block_size <= 65536 and not block_size & (block_size - 1)
-    return read_info(os.path.join(directory, manifest.stripes[0].file), block_size if valid else 65536)
+    return read_info(os.path.join(directory, manifest.stripes[number - 1].file), block_size if valid else 65536)
 
 
 def files_of(directory: str, manifest: Manifest) -> tuple[FileHeader, ...]:

@@ -102,17 +102,21 @@ def _resolve(path: str, session: Session, reporter: Reporter) -> Unfinished:
     if found.state != "prepared":
         return found
     stored = StoredSet(path)
-    try:
-        head = stream_head(info_of(stored.path, stored.manifest))
-    except (MtfError, OSError) as error:
-        return replace(found, problems=(f"it does not tell which backup it is: {error}",))
-    row = backup_row(session, head.set_guid)
-    if row is None:
-        said = f"msdb lists no backup {head.set_guid}: the BACKUP has failed, or was of another server"
-        return replace(found, problems=(said,))
-    if problems := differences(head, row):
-        return replace(found, problems=tuple(problems))
-    stored.manifest.backup = merged(head, row).to_dict()
+    taken = stored.manifest.snapshot
+    # A snapshot has a backup in each stripe, and is one only together.
+    for number in range(1, 2 if taken is None else len(taken) + 1):
+        try:
+            head = stream_head(info_of(stored.path, stored.manifest, number))
+        except (MtfError, OSError) as error:
+            return replace(found, problems=(f"it does not tell which backup it is: {error}",))
+        row = backup_row(session, head.set_guid)
+        if row is None:
+            said = f"msdb lists no backup {head.set_guid}: the BACKUP has failed, or was of another server"
+            return replace(found, problems=(said,))
+        if problems := differences(head, row):
+            return replace(found, problems=tuple(problems))
+        if taken is None:
+            stored.manifest.backup = merged(head, row).to_dict()
     return _verified(stored, "publish", reporter)
 
 
