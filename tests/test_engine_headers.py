@@ -6,6 +6,8 @@ measured in the files.
 
 from __future__ import annotations
 
+import contextlib
+import random
 import uuid
 from datetime import datetime
 from decimal import Decimal
@@ -17,8 +19,9 @@ from engine_statements import back_up, refused, restore
 
 from vdi_ext import Command, CommandCode, CompletionCode, Feature
 from vdi_ext.engine import Engine, SqlError, Synthetic
+from vdi_ext.engine.looking import FILE_COLUMNS, HEADER_COLUMNS, file_row, fitted, header_row
 from vdi_ext.engine.session import Session
-from vdi_ext.mtf import BackupSet, DatabaseFile, FamilyWriter, MediaSet
+from vdi_ext.mtf import BackupSet, DatabaseFile, FamilyInfo, FamilyReader, FamilyWriter, MediaSet, MtfError
 from vdi_ext.mtf.blocks import filemark
 
 # Database version, first, last, checkpoint and database backup LSN; type, checksum; of the README and the files.
@@ -296,6 +299,43 @@ def test_every_set_of_a_medium_has_a_row(engine: Engine, two_sets: bytes) -> Non
         assert refused(engine, kind, "WITH FILE = 3", [two_sets]) == [4038]
     result = restore(engine, "VERIFYONLY", [two_sets], "WITH FILE = 2")
     assert [message.text for message in result.messages] == ["The backup set on file 2 is valid."]
+
+
+def test_headers_that_lie_make_rows_of_the_right_types_or_errors(two_sets: bytes) -> None:
+    """What a client sends may be anything; what a session gets must fit its columns."""
+    pick = random.Random(1)
+    places = [place for place in range(len(two_sets)) if two_sets.startswith(b"SCIN", place)]
+    length = two_sets.index(b"SPAD", places[0]) - places[0]
+    limits = {"tinyint": 255, "smallint": 2**15 - 1, "int": 2**31 - 1, "bigint": 2**63 - 1, "bit": 1}
+    made = 0
+    for _ in range(1500):
+        data = bytearray(two_sets)
+        for _ in range(pick.randrange(1, 12)):
+            at, value = pick.randrange(8, length), pick.choice([0, 1, 0x7F, 0xFF, pick.randrange(256)])
+            for place in places[:2]:  # the copy at the end says the same
+                data[place + at] = value
+        infos: list[FamilyInfo] = []
+        reader = FamilyReader(512, lambda info: None, lambda pages: None, None, infos.append)
+        with contextlib.suppress(MtfError):
+            reader.feed(memoryview(data))
+        for info in infos:
+            assert info.configuration is not None
+            headers = fitted(HEADER_COLUMNS, [header_row(info)])
+            files = fitted(FILE_COLUMNS, [file_row(file, info.configuration) for file in info.configuration.files])
+            for columns, rows in ((HEADER_COLUMNS, headers), (FILE_COLUMNS, files)):
+                for row in rows:
+                    for column, value in zip(columns, row, strict=True):
+                        kind = column.type.name
+                        if isinstance(value, int):
+                            assert 0 <= value <= limits[kind], column
+                        elif isinstance(value, str):
+                            assert kind in ("nvarchar", "char") and len(value) <= column.type.size
+                        elif isinstance(value, Decimal):
+                            assert kind == "numeric" and value < 10**column.type.precision
+                        elif value is not None:
+                            assert (type(value), kind) in ((datetime, "datetime"), (uuid.UUID, "uniqueidentifier"))
+            made += 1
+    assert made > 300
 
 
 # ---- VERIFYONLY

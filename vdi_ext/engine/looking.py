@@ -64,6 +64,12 @@ LABEL_COLUMNS = tuple(Column(name, kind) for name, kind in (
     ("MirrorCount", INT), ("IsCompressed", BIT),
 ))  # fmt: skip
 
+_RANGES = {
+    "bit": (0, 1), "tinyint": (0, 255), "smallint": (-(2**15), 2**15 - 1), "int": (-(2**31), 2**31 - 1),
+    "bigint": (-(2**63), 2**63 - 1),
+}  # fmt: skip
+_FIRST_YEAR = 1753  # of datetime
+
 _TYPES = {"D": (1, "Database"), "L": (2, "Transaction Log"), "I": (5, "Database Differential")}
 
 
@@ -73,11 +79,11 @@ def look(execution: Execution) -> Outcome | None:
     if kind == "VERIFYONLY":
         _verify(execution)
     elif kind == "HEADERONLY":
-        execution.show(HEADER_COLUMNS, _sets(execution))
+        execution.show(HEADER_COLUMNS, fitted(HEADER_COLUMNS, _sets(execution)))
     elif kind == "FILELISTONLY":
-        execution.show(FILE_COLUMNS, _file_list(execution))
+        execution.show(FILE_COLUMNS, fitted(FILE_COLUMNS, _file_list(execution)))
     else:
-        execution.show(LABEL_COLUMNS, _label(execution))
+        execution.show(LABEL_COLUMNS, fitted(LABEL_COLUMNS, _label(execution)))
     return None
 
 
@@ -177,6 +183,24 @@ def _verify(execution: Execution) -> None:
 # ---- rows; None where the stream does not say
 
 
+def fitted(columns: tuple[Column, ...], rows: list[Row]) -> list[Row]:
+    """Rows whose values are of their columns' types: a stream can say more than a type can hold. None, or cut off."""
+    return [tuple(_fitted(column.type, value) for column, value in zip(columns, row, strict=True)) for row in rows]
+
+
+def _fitted(kind: SqlType, value: object) -> object:
+    if isinstance(value, str):
+        return value[: kind.size]
+    if isinstance(value, int):
+        low, high = _RANGES[kind.name]
+        return value if low <= value <= high else None
+    if isinstance(value, Decimal):
+        return value if abs(value) < 10**kind.precision else None
+    if isinstance(value, datetime):
+        return value if value.year >= _FIRST_YEAR else None
+    return value
+
+
 def header_row(info: FamilyInfo) -> Row:
     """RESTORE HEADERONLY's row of a set that was read to its end."""
     found, label = info.configuration, info.label
@@ -237,7 +261,7 @@ def _forks(found: Configuration) -> tuple[uuid.UUID | None, Decimal | None]:
         first, last = forks[0], forks[-1]  # type: ignore[index]
         guid = _guid(bytes.fromhex(first[0]))
         return guid, Decimal(lsn_number(lsn_of(int(last[1])))) if len(forks) > 1 else None  # type: ignore[arg-type]
-    except (TypeError, ValueError, IndexError, KeyError):
+    except (TypeError, ValueError, IndexError, KeyError, OverflowError):
         return None, None
 
 
@@ -251,6 +275,6 @@ def _guid(raw: bytes) -> uuid.UUID | None:
 
 def _date(value: object) -> datetime | None:
     try:
-        return datetime.fromisoformat(value) if isinstance(value, str) else None
+        return datetime.fromisoformat(value).replace(tzinfo=None) if isinstance(value, str) else None
     except ValueError:
         return None

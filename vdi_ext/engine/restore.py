@@ -341,7 +341,7 @@ def _number(lsn: Lsn) -> int:
 def _forks(found: Configuration) -> tuple[Fork, ...]:
     try:
         forks = tuple(Fork(bytes.fromhex(guid), int(start)) for guid, start in found.extra["forks"])  # type: ignore[attr-defined]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise MtfError("the backup names no recovery path") from error
     if not forks or any(len(fork.guid) != 16 for fork in forks):
         raise MtfError("the backup names no recovery path")
