@@ -9,18 +9,18 @@ from __future__ import annotations
 from .blocks import BackupSet, DatabaseFile, LogPart, Lsn, MediaSet
 from .checksums import combine, fold, page_checksums, sector_xors, stream_checksum
 from .configuration import Configuration, FileHeader
-from .pages import EXTENT_PAGES, EXTENT_SIZE, PAGE_SIZE, fill_pages, seal_pages, unused_pages
-from .reader import (
+from .findings import (
     BlockSizeError,
     ContinuationError,
     FamilyInfo,
-    FamilyReader,
     Label,
     MtfError,
     NoSetError,
     NotMtfError,
     TruncatedError,
 )
+from .pages import EXTENT_PAGES, EXTENT_SIZE, PAGE_SIZE, fill_pages, seal_pages, unused_pages
+from .reader import FamilyReader
 from .writer import FamilyWriter
 
 __all__ = [

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from .blocks import CONTINUATION, HEADER_SIZE, LONGEST_FILEMARK, STREAM_HEADER_SIZE, padding
 from .checksums import header_checksum
-from .reader import MtfError
+from .findings import MtfError
 
 _ABORTED = 1 << 18  # attribute of ESET
 
