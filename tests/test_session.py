@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 
@@ -9,7 +10,7 @@ import pytest
 from engine_clients import Player, Recorder, client
 
 from vdi_ext import Command, CommandCode
-from vdi_ext.engine import Engine, Message, Synthetic
+from vdi_ext.engine import Engine, Message, Sqlite, Synthetic
 from vdi_ext.engine.catalog import entry_of
 from vdi_ext.engine.session import Column, Session
 
@@ -291,6 +292,12 @@ def test_the_recovery_model_can_be_altered(session: Session) -> None:
     assert run(session, "ALTER DATABASE nothing SET RECOVERY SIMPLE").numbers == [5011, 5069]
     text = run(session, "ALTER DATABASE sales SET OFFLINE").messages[0].text
     assert text == "ALTER DATABASE SET OFFLINE is not yet implemented."
+
+
+def test_a_file_of_sqlite_has_no_log_to_back_up() -> None:
+    with contextlib.closing(Session(Engine({"live": Sqlite("live.db")}))) as session:
+        assert run(session, "ALTER DATABASE live SET RECOVERY FULL").numbers == [5058, 5069]
+        assert run(session, "ALTER DATABASE live SET RECOVERY SIMPLE").numbers == []
 
 
 def test_errors_end_what_they_end_on_a_server(session: Session) -> None:

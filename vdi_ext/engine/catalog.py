@@ -194,6 +194,9 @@ class Entry:
         """Switch it; a log chain ends with SIMPLE and begins with the next full backup."""
         if model not in RECOVERY_MODELS:
             raise ValueError(f"{model!r} is no recovery model")
+        if model != "SIMPLE" and isinstance(self.database, Sqlite):
+            # Its changes are in no log here: backups of one would succeed and carry nothing.
+            raise DatabaseError(5058, "RECOVERY", self.name)
         with self.lock:
             self.recovery_model = model
             if model == "SIMPLE":

@@ -221,6 +221,7 @@ _TEXTS = {
            "should be specified for any logical file name."),
     5011: (14, "User does not have permission to alter database '{}', the database does not exist, or the database is "
                "not in a state that allows access checks."),
+    5058: (16, "Option '{}' cannot be set in database '{}'."),
     5069: (16, "{} statement failed."),
     5133: (16, 'Directory lookup for the file "{}" failed with the operating system error {}.'),
     5701: (10, "Changed database context to '{}'."),

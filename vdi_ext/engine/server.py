@@ -170,7 +170,7 @@ class Engine:
         Raises
         ------
         DatabaseError
-            911: there is no such database.
+            911: there is no such database. 5058: it has no log that could be backed up.
         ValueError
             There is no such model.
         """

@@ -353,9 +353,9 @@ class Session:
         name = node.database or self.database
         try:
             self._engine.set_recovery_model(name, node.model)
-        except DatabaseError:
-            failed = message(5069, "ALTER DATABASE", line=node.line)
-            raise SqlError((message(5011, name, line=node.line), failed)) from None
+        except DatabaseError as error:
+            first = message(5011, name, line=node.line) if error.number == 911 else message(*error.args, line=node.line)
+            raise SqlError((first, message(5069, "ALTER DATABASE", line=node.line))) from None
 
     def _use(self, node: Use) -> None:
         wanted = node.database.casefold()
