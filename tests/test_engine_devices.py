@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from device_statements import Shelf, failure, run
-from media import Medium, Tape, Zone
+from media import Client, Medium, Tape, Zone
 
 from vdi_ext import CommandCode, CompletionCode, Feature
 from vdi_ext.engine import Engine, Replay, SqlError, Synthetic
@@ -174,7 +174,9 @@ def test_what_a_tape_is_asked_to_do(engine: Engine, make: Shelf) -> None:
     ]  # fmt: skip
     second = make("tape")
     run(engine, [second], "RESTORE DATABASE db2 WITH FILE = 2")
-    assert sequence(second)[:5] == [*LABEL, (C.SKIP_MARKS, 2), (C.READ, 0)]
+    assert sequence(second)[:8] == [
+        *LABEL, (C.SKIP_MARKS, 2), (C.GET_POSITION, 0), (C.READ, 0), (C.SET_POSITION, 0), (C.READ, 0),
+    ]  # fmt: skip
     assert sequence(second)[-1] == (C.REWIND, 0)
     blank = make("tape", "blank")
     run(engine, [blank], "BACKUP DATABASE db1")
@@ -353,3 +355,12 @@ def test_sets_of_every_kind_on_one_medium(make: Shelf, kind: str) -> None:
     run(engine, [make(kind)], "RESTORE DATABASE db WITH NORECOVERY, REPLACE")
     run(engine, [make(kind)], "RESTORE DATABASE db WITH FILE = 3, NORECOVERY")
     assert run(engine, [make(kind)], "RESTORE LOG db WITH FILE = 4")[-1].number == 3014
+
+
+def test_a_snapshot_goes_to_no_tape(engine: Engine, make: Shelf) -> None:
+    with Client([make("tape")]) as client:
+        with pytest.raises(SqlError) as info:
+            engine.execute(f"BACKUP DATABASE db1 TO {client.clauses} WITH SNAPSHOT")
+        client.join()
+        client.errors.clear()  # VD_E_ABORT: the configuration is refused
+    assert info.value.number == 3261

@@ -289,3 +289,40 @@ def test_clients_that_fetch_several_commands(engine: Engine, make: Shelf, kind: 
     assert used(medium) > 3
     medium = make(kind, zones=zones(1_000_000, 500_000))
     assert run(engine, [medium], f"RESTORE DATABASE db1 WITH {options}", ahead=ahead)[-1].number == 3014
+
+
+@pytest.mark.parametrize("kind", REMOVABLE)
+def test_looking_at_sets_that_go_on(engine: Engine, make: Shelf, kind: str) -> None:
+    """What nobody wants is passed over, but not past the end of a volume."""
+
+    def medium() -> Medium:
+        return make(kind, zones=zones(1_000_000, 400_000))
+
+    run(engine, [medium()], "BACKUP DATABASE db1", eom_warning_size=400_000)
+    sets = 1
+    if kind == "tape":
+        run(engine, [medium()], "BACKUP DATABASE db2", eom_warning_size=400_000)
+        sets = 2
+    looked = medium()
+    with Client([looked]) as client:
+        result = engine.execute(f"RESTORE HEADERONLY FROM {client.clauses}")
+    assert result.messages == ()
+    assert used(looked) >= 3
+    run(engine, [medium()], "RESTORE VERIFYONLY")
+    assert run(engine, [medium()], f"RESTORE DATABASE db{sets} WITH FILE = {sets}")[-1].number == 3014
+    assert failure(engine, [medium()], f"RESTORE DATABASE db1 WITH FILE = {sets + 1}").number == 4038
+
+
+def test_a_second_set_that_goes_on(engine: Engine, make: Shelf) -> None:
+    """The first set is whole on the first volume; the second one begins there."""
+    for kind in ("tape", "disk, removable"):
+        ends = [Zone(4_500_000, 400_000), Zone(4_500_000, 400_000), Zone()]
+        run(engine, [make(kind, kind, ends)], "BACKUP DATABASE db1", eom_warning_size=400_000)
+        ends = [Zone(4_500_000, 400_000), Zone(4_500_000, 400_000), Zone()]
+        medium = make(kind, kind, ends)
+        run(engine, [medium], "BACKUP DATABASE db2", eom_warning_size=400_000)
+        assert used(medium) == 2
+        for number in (2, 1):
+            medium = make(kind, kind, ends)
+            assert run(engine, [medium], f"RESTORE DATABASE db{number} WITH FILE = {number}")[-1].number == 3014
+            assert used(medium) == number

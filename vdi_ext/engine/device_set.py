@@ -224,7 +224,9 @@ class DeviceRun:
         """Decide from the statement and what the client asked for (sections 4.2 and 4.3)."""
         statement, asked = self._statement, device_set.get_configuration()
         kind = kind_of(asked)
-        if kind is None or asked.device_count != len(statement.devices):
+        # A snapshot's description goes through something like a pipe (section 11.1).
+        unfit = kind is None or (statement.snapshot and kind.keeps_marks)
+        if kind is None or unfit or asked.device_count != len(statement.devices):
             raise Failure(None, message(3261))
         if statement.snapshot and kind.name != "pipe":  # the only kind that section 11 expects
             raise Failure(None, message(3261))

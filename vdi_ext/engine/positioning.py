@@ -319,9 +319,12 @@ def go_to_set(drive: Drive, file: int, feed: Feed) -> Steps[None]:
         yield from pass_mark(drive)
         feed.mark()
         # Behind the label each set has two: before its end, and behind it.
-        if not (yield from drive.skip_marks(2 * (file - 1))):
-            raise MediumRefused(4038, file, drive.name)
-        feed.go_to(file, size, ())
+        if (yield from drive.skip_marks(2 * (file - 1))) and (yield from _is_set_here(drive, file)):
+            feed.go_to(file, size, ())
+        else:
+            # It may be on another volume, as far as one of those before it goes on there: reading on finds it.
+            yield from drive.rewind()
+            yield from drive.skip_marks(1)
         return
     feed.accept((yield from drive.read(drive.block_size)).data)
     behind = drive.position
@@ -337,6 +340,17 @@ def go_to_set(drive: Drive, file: int, feed: Feed) -> Steps[None]:
     place = before[-1] + drive.block_size
     yield from _go_to(drive, place)
     feed.go_to(file, place, tuple(reversed(before)))
+
+
+def _is_set_here(drive: Drive, file: int) -> Steps[bool]:
+    """Whether set `file` begins here; it is gone back to."""
+    place, marks = (yield from drive.address()), drive.marks
+    data = (yield from drive.read(drive.unit)).data
+    if data[:4] != b"SSET" or len(data) < 64 or int.from_bytes(data[62:64], "little") != file:
+        return False
+    yield from drive.do(CommandCode.SET_POSITION, 0, place or 0)
+    drive.marks = marks
+    return True
 
 
 def _all_filemarks(drive: Drive, first: int) -> Steps[list[int]]:

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from ..constants import CommandCode, CompletionCode
+from ..constants import CommandCode, CompletionCode, Whence
 from ..errors import VDAbortError, VDIOError
 from ..mtf.pages import PAGE_SIZE
 from ..server import Completion, ServerDevice, ServerDeviceSet
@@ -500,19 +500,15 @@ class Transfer:
         count = consumer.skippable(lane.number) // unit * unit
         if not count:
             return False
-        if self._kind.is_addressed:
-            lane.drive.position += count
-            consumer.skip(lane.number, count)
-            return False
-
         def skipped(done: bool) -> None:
             if done:
                 consumer.skip(lane.number, count)
             else:
                 lane.skips = False
 
-        self._begin(lane, _skip_blocks(lane.drive, count // self._block_size), skipped)
-        return True
+        skip = _skip_bytes if self._kind.is_addressed else _skip_blocks
+        self._begin(lane, skip(lane.drive, count), skipped)
+        return lane.steps is not None
 
     # ---- both
 
@@ -552,6 +548,8 @@ class Transfer:
 
     def _wait(self) -> Slot:
         """The next command that is complete. Raises `VDAbortError` where an abort completed it."""
+        if not self._outstanding:
+            raise RuntimeError("the transfer waits for nothing")  # rather than for ever
         slot = self._events.get()
         slot.heard = True
         lane, completion = slot.lane, slot.completion
@@ -597,10 +595,21 @@ def _go_on(lane: Lane) -> None:
     lane.skips = True
 
 
+def _skip_bytes(drive: Drive, count: int) -> Steps[bool]:
+    """Go forward on a random-access device, unless its volume ends before."""
+    if drive.kind.removable:
+        end = yield from drive.do(CommandCode.SET_POSITION, Whence.END)
+        if drive.position + count > end.position:
+            return False
+    drive.position += count
+    return True
+
+
 def _skip_blocks(drive: Drive, count: int) -> Steps[bool]:
-    """Go forward over blocks; where a filemark is among them, back again."""
+    """Go forward on a tape; where a filemark comes before, back again."""
     place = yield from drive.address()
-    answer = yield from drive.do(CommandCode.SKIP_BLOCKS, count, allow=(MARK, CompletionCode.NO_DATA_DETECTED))
+    blocks = count // drive.block_size
+    answer = yield from drive.do(CommandCode.SKIP_BLOCKS, blocks, allow=(MARK, CompletionCode.NO_DATA_DETECTED))
     if answer.code == CompletionCode.SUCCESS:
         return True
     yield from drive.do(CommandCode.SET_POSITION, 0, place or 0)
