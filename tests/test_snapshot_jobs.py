@@ -287,6 +287,30 @@ def test_signals_while_the_command_runs(tmp_path: Path, live: list[Path], number
             os.kill(pid, signal.SIGKILL)
 
 
+def test_a_client_that_dies_behind_the_snapshot_leaves_a_set_that_restores(
+    tmp_path: Path, live: list[Path], copies: Path
+) -> None:
+    """Every server has been told of success, and nobody has given the set its name."""
+    script = """
+import os, signal, sys, vdi_ext
+def die(event):
+    if event.phase == "publishing":
+        os.kill(os.getpid(), signal.SIGKILL)
+vdi_ext.backup_snapshot(sys.argv[3:], sys.argv[1], freeze_command=sys.argv[2], progress=die)
+"""
+    words = [sys.executable, "-c", script, tmp_path / "set", COPY, *addresses(live)]
+    assert subprocess.run(list(map(str, words))).returncode == -signal.SIGKILL
+    assert all(map(can_write, live))
+    [left] = recover(str(tmp_path), action="verify")
+    assert left.state == "verified" and left.path == f"{tmp_path}/set.partial"
+    (tmp_path / "new").mkdir()
+    new = [tmp_path / "new" / path.name for path in live]
+    restore_snapshot(left.path, addresses(new), mount_command=PLACE)
+    assert [check_copy(path) for path in new] == [check_copy(copies / path.name) for path in live]
+    [found] = recover(str(tmp_path), action="publish")
+    assert found.state == "published" and StoredSet(str(tmp_path / "set")).manifest.snapshot is not None
+
+
 def test_a_store_that_fails_fails_the_snapshot(
     tmp_path: Path, live: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
