@@ -102,6 +102,41 @@ def test_a_synthetic_restore_checks_every_page() -> None:
         source.target("db", 136, replace=False)
 
 
+@pytest.mark.parametrize("step", [1, 4, 8, 24])
+def test_pages_tell_which_state_they_are_of(step: int) -> None:
+    source = Synthetic(1 << 20, 3)
+    versions = source.unchanged()
+    versions[[1, 4, 5]] = 7, 3000, 3000
+    changed, first = source.snapshot("db", nothing, versions), source.snapshot("db", nothing)
+    whole = np.concatenate(list(pages_of(changed)))
+    assert (whole.view("<u4")[:, 15] == page_checksums(whole)).all()
+    assert whole.view("<u4")[8, 10:13].tolist() == [20, 22, 1]  # the header's log sequence number: record 7
+    differ = (whole != np.concatenate(list(pages_of(first)))).any(axis=1).reshape(-1, 8)
+    assert differ.all(axis=1).nonzero()[0].tolist() == differ.any(axis=1).nonzero()[0].tolist() == [1, 4, 5]
+
+    target = source.target("db", 128, replace=False)
+    for pages in pages_of(changed, step):
+        target.accept(pages)
+    target.finish()
+    assert (target.versions == versions).all()
+
+    upon = source.target("db", 128, replace=True, versions=versions, count=16)
+    for extent in (1, 4):
+        for start in range(8 * extent, 8 * extent + 8, min(step, 8)):
+            pages = np.empty((min(step, 8), PAGE_SIZE), np.uint8)
+            first.fill(pages, start)
+            upon.accept(pages)
+    upon.finish()
+    assert upon.versions.nonzero()[0].tolist() == [5] and versions[1] == 7, "what it is put upon stays as it is"
+
+    mixed = source.target("db", 128, replace=False)
+    with pytest.raises(PageDamage, match=r"\(1:8\).*several states"):
+        for start in range(0, 128, 4):  # half of the second extent is of another state
+            pages = np.empty((4, PAGE_SIZE), np.uint8)
+            (first if start == 12 else changed).fill(pages, start)
+            mixed.accept(pages)
+
+
 def test_a_ledger_takes_single_pages_in_any_order() -> None:
     snapshot = Synthetic(65536 * 2).snapshot("db", nothing)
     singles = list(pages_of(snapshot, 1))

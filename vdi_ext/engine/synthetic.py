@@ -28,6 +28,7 @@ _WORDS = PAGE_SIZE // 4
 _PLACE = 64  # of the words that depend on the page's number: u32 number 64 of each sector
 _TURNS = np.arange(15, -1, -1, dtype=np.uint32)
 _SECTORS = np.arange(16, dtype=np.uint32)
+_UNCHANGED = np.array((1, 0, 0), np.uint32)  # words 10 to 12 of a page: the log sequence number of no change
 
 
 @dataclass(frozen=True)
@@ -203,25 +204,36 @@ class SyntheticTarget:
             start = stop
 
     def _compare(self, pages: Pages, ids: Words) -> None:
-        first = int(ids[0])
+        first, count = int(ids[0]), len(ids)
         versions = _versions_in(pages)
-        extents = ids // EXTENT_PAGES
-        earlier = self._known[extents] & (self.versions[extents] != versions)
-        self.versions[extents] = versions
-        self._known[extents] = True
-        torn = earlier | (self.versions[extents] != versions)
-        if torn.any():
-            raise PageDamage(first + int(np.argmax(torn)), "the page is of another state than its extent")
-        if len(self._expected) < len(pages):
-            self._expected = np.empty((len(pages), PAGE_SIZE), np.uint8)
-        expected = self._expected[: len(pages)]
+        self._note(first, count, versions)
+        if len(self._expected) < count:
+            self._expected = np.empty((count, PAGE_SIZE), np.uint8)
+        expected = self._expected[:count]
         self._snapshot.fill(expected, first)
-        if versions.any():
+        if versions is not None:
             self._snapshot.make(expected, ids, versions)
         equal = pages.view("<u8") == expected.view("<u8")
         if not equal.all():
             wrong = int(np.argmin(equal.all(axis=1)))
             raise PageDamage(first + wrong, "the page does not hold what was backed up")
+
+    def _note(self, first: int, count: int, versions: Words | None) -> None:
+        """Note which state extents are of: all their pages must agree."""
+        begin, end = first // EXTENT_PAGES, (first + count - 1) // EXTENT_PAGES + 1
+        known, noted = self._known[begin:end], self.versions[begin:end]
+        if versions is None:
+            torn = known & (noted != 0)
+            noted[:] = 0
+        else:
+            extents = np.arange(first, first + count) // EXTENT_PAGES - begin
+            earlier, before = known.copy(), noted.copy()
+            noted[extents] = versions
+            torn = earlier & (before != noted)
+            np.logical_or.at(torn, extents, noted[extents] != versions)
+        known[:] = True
+        if torn.any():
+            raise PageDamage((begin + int(np.argmax(torn))) * EXTENT_PAGES, "the extent's pages are of several states")
 
     def finish(self) -> None:
         self._ledger.close()
@@ -243,11 +255,12 @@ def _lsn_words(versions: Words) -> Words:
     return words
 
 
-def _versions_in(pages: Pages) -> Words:
+def _versions_in(pages: Pages) -> Words | None:
+    """The version of each page; None where all are as they were at first."""
     words = pages.view("<u4").reshape(len(pages), _WORDS)[:, 10:13]
+    if (words == _UNCHANGED).all():
+        return None
     versions = np.zeros(len(pages), np.uint32)
-    if (words == (1, 0, 0)).all():
-        return versions
     for place, lsn in enumerate(words.tolist()):
         if lsn != [1, 0, 0]:
             try:
