@@ -208,29 +208,57 @@ def test_the_tail_of_the_log(server: Driver, tmp_path: Path, other: Driver) -> N
 
 
 def test_msdb_that_says_otherwise_is_reported(server: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vdi_ext.jobs import backing_up
+    from vdi_ext.jobs import heads
 
-    real = backing_up.backup_row
+    real = heads.backup_row
     monkeypatch.setattr(
-        backing_up, "backup_row", lambda *rest: dataclasses.replace(real(*rest), last_lsn=1, database="other"))
+        heads, "backup_row", lambda *rest: dataclasses.replace(real(*rest), last_lsn=1, database="other"))
     with pytest.raises(VerificationError, match="is not the backup that msdb knows") as caught:
         backup(server, tmp_path / "set", database="db")
     assert [problem.split(" is ")[0] for problem in caught.value.problems[1:]] == ["the database", "the last LSN"]
     StoredSet(str(tmp_path / "set")).verify()  # whole, and the log may have been truncated for it: it stays
 
 
-def prepared(server: Driver, directory: Path, listed: bool) -> None:
+def test_streams_that_tell_nothing_are_found_in_msdb_by_their_device(
+    server: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: Driver
+) -> None:
+    """Compressed and encrypted ones."""
+    from vdi_ext.jobs import heads
+    from vdi_ext.mtf import NotMtfError
+
+    def unreadable(*rest: object) -> None:
+        raise NotMtfError("compressed")
+
+    monkeypatch.setattr(heads, "info_of", unreadable)
+    backup(server, tmp_path / "full", database="db", devices=2)
+    server.engine.change("db", 8)
+    backup(server, tmp_path / "log", database="db", kind="log")
+    prepared(server, tmp_path, True, kind="log")
+    (entry,) = recover(str(tmp_path), action="resolve", server=server)
+    assert entry.state == "published"
+    every = sorted(links([tmp_path]), key=lambda link: link.head.last_lsn)
+    assert [link.head.kind for link in every] == ["full", "log", "log"]
+    assert {link.head.set_guid for link in every} == {str(record.set_guid) for record in server.engine.history.backups}
+    restore_chain([tmp_path], other, database="db")
+    assert content(other.engine, "db") == content(server.engine, "db")
+    manifest = StoredSet(str(tmp_path / "log")).manifest
+    manifest.backup = {}
+    assert heads.kind_of(str(tmp_path / "log"), manifest) == "log"  # by its statement
+
+
+def prepared(server: Driver, directory: Path, listed: bool, kind: str = "full") -> None:
     """A set whose outcome nobody has heard of."""
     from vdi_ext.jobs import StatementLostError
 
     def lose(event: object) -> None:
         if event.phase == "prepared":
-            server.connections[0].session.killed = True
+            server.connections[first].session.killed = True
 
-    engine = server.engine
+    first = len(server.connections)
+    before = len(server.engine.history.backups)
     with pytest.raises(StatementLostError):
-        backup(server, directory / "set", database="db", progress=lose)
-    assert len(engine.history.backups) in (0, 1)
+        backup(server, directory / "set", database="db", progress=lose, kind=kind)
+    assert len(server.engine.history.backups) == before + 1
     if not listed:
         server.engine = Engine({"db": Synthetic(SIZE, 5, "FULL")})
 

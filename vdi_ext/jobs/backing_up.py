@@ -13,13 +13,12 @@ from .._core.provider import Provider
 from ..config import DeviceSetConfig
 from ..constants import CommandCode, CompletionCode
 from ..errors import VDAbortError
-from ..mtf import MtfError
 from ..storage import SetWriter, StorageError, StripeWriter, VerificationError
 from .answering import DONE, Answer, answer_commands, complete
 from .common import Result, checked_devices, completion_for, tool_version
 from .events import Consumer, Progress, Reporter
-from .heads import differences, info_of, merged, stream_head
-from .inquiries import backup_row, server_name
+from .heads import head_of, known_to
+from .inquiries import server_name
 from .job import Job
 from .passwords import Password
 from .places import Address, Place, ServerPlace, source_place
@@ -204,24 +203,20 @@ def _confirm(job: Job, writer: SetWriter, place: Place) -> str:
 
 def _describe(writer: SetWriter, place: Place) -> tuple[list[str], list[str]]:
     """Have the manifest say what the backup is; what msdb says otherwise, and what else is to be said."""
-    try:
-        head = stream_head(info_of(writer.partial, writer.manifest))
-    except (MtfError, OSError):
-        return [], []  # compressed, encrypted, or nothing that is a backup: nobody knows more than the statement
     problems: list[str] = []
     notes: list[str] = []
+    head = head_of(writer.partial, writer.manifest)
     if isinstance(place, ServerPlace):
         try:
             with contextlib.closing(place.server.open()) as session:
-                row = backup_row(session, head.set_guid)
+                listed, problems = known_to(session, writer.partial, writer.manifest)
         except SQLError as error:
             notes.append(f"msdb could not be asked: {error}")
         else:
-            if row is None:
-                notes.append("msdb does not list it")
-            elif not (problems := differences(head, row)):
-                head = merged(head, row)
-    writer.manifest.backup = head.to_dict()
+            notes += [] if listed else ["msdb does not list it"]
+            head = listed or head
+    if head is not None:
+        writer.manifest.backup = head.to_dict()
     return problems, notes
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
 from ..mtf import BlockSizeError, FamilyInfo, FamilyReader, FileHeader, Lsn, MtfError
 from ..storage import Manifest
-from .inquiries import BackupRow, lsn_number
+from .inquiries import BackupRow, backup_row, backup_row_of_device, lsn_number
+from .server import Session
 
 _LONGEST = 8 << 20  # bytes that are read at most; a configuration has a few KiB for each file
 _PIECE = 65536
@@ -137,6 +139,15 @@ def head_of(directory: str, manifest: Manifest) -> Head | None:
         return None
 
 
+def kind_of(directory: str, manifest: Manifest) -> str:
+    """What a stored set holds: as `head_of` has it, else as its statement says."""
+    if (head := head_of(directory, manifest)) is not None:
+        return head.kind
+    if re.match(r"\s*BACKUP\s+LOG\b", manifest.statement, re.IGNORECASE):
+        return "log"
+    return "differential" if re.search(r"\bDIFFERENTIAL\b", manifest.statement, re.IGNORECASE) else "full"
+
+
 def stream_head(info: FamilyInfo) -> Head:
     """What the beginning of a stream says."""
     found = info.configuration
@@ -148,6 +159,49 @@ def stream_head(info: FamilyInfo) -> Head:
         _guid(found.family_guid), copy_only if isinstance(copy_only, bool) else None,
         found.started.isoformat() if found.started else None, None,
     )  # fmt: skip
+
+
+def row_head(row: BackupRow) -> Head:
+    """What msdb alone says, of a stream that tells nothing."""
+    return Head(
+        row.set_guid, _TYPES.get(row.type, "full"), row.database, "", row.first_lsn or 0, row.last_lsn or 0,
+        row.checkpoint_lsn or 0, row.database_lsn or 0, row.base_lsn or 0, row.base_guid, row.first_fork,
+        row.last_fork, None, row.copy_only, row.started, row.finished,
+    )  # fmt: skip
+
+
+def known_to(session: Session, directory: str, manifest: Manifest, number: int = 1) -> tuple[Head | None, list[str]]:
+    """A stored set in the words of its stream and of the server's msdb.
+
+    Parameters
+    ----------
+    number : int
+        Of the stripe; only those of a snapshot differ.
+
+    Returns
+    -------
+    Head or None
+        None: msdb does not list it, so its BACKUP has not succeeded.
+    list of str
+        What msdb says otherwise than the stream.
+
+    Raises
+    ------
+    SQLError
+        msdb can not be asked.
+    """
+    try:
+        head = stream_head(info_of(directory, manifest, number))
+    except (MtfError, OSError):
+        devices = re.findall(r"VIRTUAL_DEVICE\s*=\s*N?'((?:[^']|'')+)'", manifest.statement, re.IGNORECASE)
+        known = len(devices) >= number
+        row = backup_row_of_device(session, devices[number - 1].replace("''", "'")) if known else None
+        return (None if row is None else row_head(row)), []
+    row = backup_row(session, head.set_guid)
+    if row is None:
+        return None, []
+    problems = differences(head, row)
+    return (head if problems else merged(head, row)), problems
 
 
 def differences(head: Head, row: BackupRow) -> list[str]:

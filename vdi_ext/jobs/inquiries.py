@@ -121,6 +121,13 @@ def database_files(session: Session, database: str) -> list[str]:
     return [str(path) for path, in rows if re.match(r"/|\\\\|[A-Za-z]:\\", str(path))]
 
 
+_BACKUP_ROW = (
+    "SELECT b.backup_set_uuid, b.database_name, b.type, b.first_lsn, b.last_lsn, b.checkpoint_lsn, "
+    "b.database_backup_lsn, b.differential_base_lsn, b.differential_base_guid, b.first_recovery_fork_guid, "
+    "b.last_recovery_fork_guid, b.is_copy_only, b.backup_start_date, b.backup_finish_date FROM msdb.dbo.backupset AS b "
+)
+
+
 def backup_row(session: Session, set_guid: str) -> BackupRow | None:
     """What msdb says of a backup; None: it does not list it, so that backup has not succeeded.
 
@@ -129,20 +136,27 @@ def backup_row(session: Session, set_guid: str) -> BackupRow | None:
     SQLError
         It can not be asked.
     """
-    rows = session.rows(
-        "SELECT backup_set_uuid, database_name, type, first_lsn, last_lsn, checkpoint_lsn, database_backup_lsn, "
-        "differential_base_lsn, differential_base_guid, first_recovery_fork_guid, last_recovery_fork_guid, "
-        "is_copy_only, backup_start_date, backup_finish_date "
-        f"FROM msdb.dbo.backupset WHERE backup_set_uuid = {quoted_text(str(UUID(set_guid)))}"
-    )
+    return _row(session, f"WHERE b.backup_set_uuid = {quoted_text(str(UUID(set_guid)))}")
+
+
+def backup_row_of_device(session: Session, device: str) -> BackupRow | None:
+    """The same, of the backup to the virtual device of this name, for streams that do not tell their GUID: compressed
+    and encrypted ones.
+    """
+    return _row(session, "JOIN msdb.dbo.backupmediafamily AS f ON f.media_set_id = b.media_set_id "
+                         f"WHERE f.physical_device_name = {quoted_text(device)}")  # fmt: skip
+
+
+def _row(session: Session, where: str) -> BackupRow | None:
+    rows = session.rows(_BACKUP_ROW + where)
     if not rows:
         return None
     guid, name, kind, *rest = rows[0]
     first, last, checkpoint, base, differential, base_guid, fork, last_fork, copy_only, started, finished = rest
     return BackupRow(
-        _guid(guid) or "", str(name), str(kind), _number(first), _number(last), _number(checkpoint), _number(base),
-        _number(differential), _guid(base_guid), _guid(fork), _guid(last_fork), bool(copy_only), _time(started),
-        _time(finished),
+        _guid(guid) or "", str(name), str(kind).strip(), _number(first), _number(last), _number(checkpoint),
+        _number(base), _number(differential), _guid(base_guid), _guid(fork), _guid(last_fork), bool(copy_only),
+        _time(started), _time(finished),
     )  # fmt: skip
 
 

@@ -10,8 +10,9 @@ from typing import Any
 from ..storage import StoredSet
 from .addresses import describe_source, describe_target
 from .common import ArgumentError, checked_devices
+from .heads import kind_of
 from .places import Address
-from .restoring import kind_of, stored_block_size
+from .restoring import stored_block_size
 from .restoring_chain import chain_steps
 from .server_address import is_server, parse_server_address
 from .sql_text import placeholders
@@ -52,7 +53,7 @@ def restore_text(
         name = _database(target, database)
     else:
         name = database or describe_target(str(target), replace=bool(options.get("replace"))).database
-    options["kind"] = options.get("kind") or kind_of(stored)
+    options["kind"] = options.get("kind") or kind_of(stored.path, stored.manifest)
     options["block_size"] = options.get("block_size") or stored_block_size(stored)
     wish = RestoreWish(**_only(RestoreWish, options))
     return wish.text(name, placeholders(len(stored.manifest.stripes)))

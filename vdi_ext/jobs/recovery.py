@@ -5,13 +5,11 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from ..mtf import MtfError
 from ..storage import PARTIAL, SetInUseError, StorageError, StoredSet, VerificationError, exclusive, remove_set
 from ..storage import unfinished_sets as find_unfinished
 from .common import ArgumentError
 from .events import Progress, Reporter
-from .heads import differences, info_of, merged, stream_head
-from .inquiries import backup_row
+from .heads import known_to
 from .passwords import Password
 from .places import Address
 from .server import Server, Session
@@ -105,18 +103,14 @@ def _resolve(path: str, session: Session, reporter: Reporter) -> Unfinished:
     taken = stored.manifest.snapshot
     # A snapshot has a backup in each stripe, and is one only together.
     for number in range(1, 2 if taken is None else len(taken) + 1):
-        try:
-            head = stream_head(info_of(stored.path, stored.manifest, number))
-        except (MtfError, OSError) as error:
-            return replace(found, problems=(f"it does not tell which backup it is: {error}",))
-        row = backup_row(session, head.set_guid)
-        if row is None:
-            said = f"msdb lists no backup {head.set_guid}: the BACKUP has failed, or was of another server"
+        head, problems = known_to(session, stored.path, stored.manifest, number)
+        if head is None:
+            said = "msdb does not list it: the BACKUP has failed, or was of another server"
             return replace(found, problems=(said,))
-        if problems := differences(head, row):
+        if problems:
             return replace(found, problems=tuple(problems))
         if taken is None:
-            stored.manifest.backup = merged(head, row).to_dict()
+            stored.manifest.backup = head.to_dict()
     return _verified(stored, "publish", reporter)
 
 

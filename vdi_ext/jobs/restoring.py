@@ -13,7 +13,7 @@ from ..storage import StorageError, StoredSet, StripeReader, VerificationError
 from .answering import DONE, Answer, answer_commands, complete
 from .common import ArgumentError, Result
 from .events import Consumer, Progress, Reporter
-from .heads import head_of
+from .heads import kind_of
 from .job import Job
 from .passwords import Password
 from .places import Address, target_place
@@ -106,7 +106,8 @@ def restore(
     if devices is not None and devices != count:
         raise ArgumentError(f"{stored.path} has {count} stripes: it is restored over {count} devices, not {devices}")
     wish = RestoreWish(
-        kind=kind or kind_of(stored), block_size=block_size or stored_block_size(stored), buffer_count=buffer_count,
+        kind=kind or kind_of(stored.path, stored.manifest),
+        block_size=block_size or stored_block_size(stored), buffer_count=buffer_count,
         max_transfer_size=max_transfer_size, checksum=checksum, replace=replace, stats=stats, norecovery=norecovery,
         standby=standby, stop_at=stop_at, moves=moves or {}, with_options=with_options, sql=sql,
     )  # fmt: skip
@@ -142,12 +143,6 @@ def restore(
     reporter.phase("done")
     seconds = time.monotonic() - begun
     return Result(stored.path, stored.manifest.size, count, seconds, tuple(job.statement.messages), place.database)
-
-
-def kind_of(stored: StoredSet) -> str:
-    """What a set holds, as far as it tells."""
-    head = head_of(stored.path, stored.manifest)
-    return head.kind if head is not None else "full"
 
 
 def stored_block_size(stored: StoredSet) -> int | None:
