@@ -364,3 +364,12 @@ def test_a_snapshot_goes_to_no_tape(engine: Engine, make: Shelf) -> None:
         client.join()
         client.errors.clear()  # VD_E_ABORT: the configuration is refused
     assert info.value.number == 3261
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("what", ["HEADERONLY", "FILELISTONLY", "LABELONLY", "VERIFYONLY"])
+def test_looking_at_what_is_there(engine: Engine, make: Shelf, kind: str, what: str) -> None:
+    run(engine, [make(kind)], "BACKUP DATABASE db1 WITH CHECKSUM")
+    medium = make(kind)
+    run(engine, [medium], f"RESTORE {what}")
+    assert C.WRITE not in medium.codes() and C.WRITE_MARK not in medium.codes()
