@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import date, datetime
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from uuid import UUID
 
@@ -271,6 +271,36 @@ def test_variables_and_parameters(session: Session) -> None:
     heard = Heard()
     session.run("SELECT type FROM msdb..backupset WHERE backup_set_id = @ID AND database_name = @Name", heard, given_)
     assert heard.rows == [("D",)]
+
+
+@pytest.mark.parametrize(
+    "name", ["null", "int", "bit", "decimal", "money", "float", "real", "date", "time", "datetime2", "datetimeoffset",
+             "smalldatetime", "uniqueidentifier", "nvarchar", "char", "varbinary", "sysname"],
+)  # fmt: skip
+def test_a_parameter_of_any_type_can_be_null(session: Session, name: str) -> None:
+    given_ = Parameter(SqlType(name, precision=10, scale=2), None)
+    assert run(session, "SELECT @x, ISNULL(@x, NULL)", x=given_).rows == [(None, None)]
+    heard = run(session, "SELECT name FROM sys.databases WHERE @x IS NOT NULL OR @x = @x OR @x IN (@x)", x=given_)
+    assert (heard.rows, heard.messages) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("type_", "sent", "got"),
+    [
+        (SqlType("bit"), True, 1),
+        (SqlType("decimal", precision=10, scale=2), Decimal("-1.50"), Decimal("-1.50")),
+        (SqlType("date"), date(2024, 5, 6), date(2024, 5, 6)),
+        (SqlType("time", scale=7), time(7, 8, 9), time(7, 8, 9)),
+        (SqlType("datetimeoffset", scale=7), START.replace(tzinfo=UTC), START),
+        (SqlType("uniqueidentifier"), SET, SET),
+        (SqlType("varbinary", 8), b"\0\xff", b"\0\xff"),
+        (SqlType("bigint"), -(1 << 63), -(1 << 63)),
+        (SqlType("float"), 0.1, 0.1),
+    ],
+)
+def test_parameters_come_back_as_they_went(session: Session, type_: SqlType, sent: object, got: object) -> None:
+    heard = run(session, "SELECT @x", x=Parameter(type_, sent))
+    assert heard.rows == [(got,)]
 
 
 def test_a_text_executed_with_parameters(session: Session) -> None:

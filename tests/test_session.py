@@ -355,3 +355,26 @@ def test_a_procedure_of_its_own_changes_a_synthetic_database(engine: Engine, ses
 )
 def test_changes_that_cannot_be(session: Session, call: str, number: int) -> None:
     assert run(session, call).numbers == [number]
+
+
+def test_a_database_that_is_being_restored_is_not_used(engine: Engine, session: Session) -> None:
+    engine.catalog.get("other").state = "RESTORING"
+    heard = run(session, "USE other")
+    assert [str(message) for message in heard.messages] == [
+        "Msg 927, Level 14, State 1: Database 'other' cannot be opened. It is in the middle of a restore."
+    ]
+    query = "SELECT state, state_desc, HAS_DBACCESS(name) FROM sys.databases WHERE name = 'other'"
+    assert run(session, query).rows == [(1, "RESTORING", 0)]
+
+
+def test_a_log_chain_is_seen_where_one_is(session: Session) -> None:
+    """As tools ask before a log backup: none may begin before a full backup."""
+    query = "SELECT last_log_backup_lsn FROM sys.database_recovery_status WHERE database_id = DB_ID('sales')"
+    run(session, "ALTER DATABASE sales SET RECOVERY FULL")
+    assert run(session, query).rows == [(None,)]
+    with client(1, Recorder(1)) as one:
+        run(session, f"BACKUP DATABASE sales TO {one.clauses}")
+    ((lsn,),) = run(session, query).rows
+    with client(1, Recorder(1)) as one:
+        assert run(session, f"BACKUP LOG sales TO {one.clauses}").numbers[-1] == 3014
+    assert run(session, "SELECT first_lsn FROM msdb.dbo.backupset WHERE type = 'L'").rows == [(lsn,)]

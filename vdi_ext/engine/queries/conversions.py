@@ -29,7 +29,7 @@ _DAY0 = datetime(1900, 1, 1)
 
 
 def class_of(type_: SqlType | None) -> str:
-    """What kind of value a type holds; empty for NULL."""
+    """What kind of value a type holds; empty for NULL, whose type a client may leave open."""
     if type_ is None:
         return ""
     name = type_.name
@@ -37,7 +37,7 @@ def class_of(type_: SqlType | None) -> str:
                          (BINARIES, "binary"), (DATES, "date")):  # fmt: skip
         if name in names:
             return found
-    return {"uniqueidentifier": "guid"}.get(name, name)
+    return {"uniqueidentifier": "guid", "bit": "bit", "time": "time"}.get(name, "")
 
 
 def failure(number: int, *values: object, state: int = 1) -> SqlError:

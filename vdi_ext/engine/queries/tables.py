@@ -9,6 +9,8 @@ from datetime import datetime
 from typing import NamedTuple
 
 from ..catalog import Entry, address_of
+from ..log import lsn_of
+from ..msdb import lsn_number
 from ..replay import Replay
 from ..sqlite import Sqlite, content_pages
 from ..synthetic import Synthetic
@@ -131,10 +133,12 @@ def _own_files(context: Context) -> Iterable[Row]:
 
 
 def _recovery_status(context: Context) -> Iterable[Row]:
-    for info in context.databases:
+    for entry in context.engine.catalog:
+        info, chain = entry.info, entry.chain
         yield {
             "database_id": info.id, "database_guid": info.recovery_fork, "family_guid": info.family_guid,
             "recovery_fork_guid": info.recovery_fork,
+            "last_log_backup_lsn": None if chain is None else lsn_number(lsn_of(chain)),
         }  # fmt: skip
 
 
