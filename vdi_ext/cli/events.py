@@ -76,7 +76,7 @@ def _logging(level: int) -> Iterator[None]:
     """The log of events on standard error."""
     log = logging.getLogger(LOGGER)
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s.%(msecs)03d %(levelname)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(output.OneLine("%(asctime)s.%(msecs)03d %(levelname)s %(message)s", "%H:%M:%S"))
     old = log.level
     log.addHandler(handler)
     log.setLevel(level)

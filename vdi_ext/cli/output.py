@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import logging
 import sys
 import threading
 import time
@@ -134,3 +135,11 @@ def finished(options: argparse.Namespace, result: jobs.Result, text: str) -> int
         rate = readable(result.size / result.seconds if result.seconds else 0)
         print(f"{text}: {readable(result.size)} in {result.seconds:.1f} s ({rate}/s)")
     return EXIT_OK
+
+
+class OneLine(logging.Formatter):
+    """An entry is one line of what can be printed: names and texts come from clients."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        text = super().formatMessage(record)
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -165,19 +165,11 @@ def _login(text: str) -> tuple[str, str]:
     return name, password
 
 
-class _OneLine(logging.Formatter):
-    """An entry is one line of what can be printed: names and texts come from clients."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        text = super().formatMessage(record)
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
 @contextlib.contextmanager
 def _logging(level: str) -> Iterator[None]:
     """The error log, and what connections say, on standard error."""
     logger, handler = logging.getLogger("vdi_ext.engine"), logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(output.OneLine("%(asctime)s %(levelname)s %(message)s"))
     before = logger.level
     logger.addHandler(handler)
     logger.setLevel(level.upper())

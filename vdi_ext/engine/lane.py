@@ -66,6 +66,7 @@ class Consumer(Protocol):
 
     def open(self, *, keeps_marks: bool) -> None:
         """The devices are open; whether they keep filemarks themselves."""
+        return None
 
     def wanted(self, number: int) -> int:
         """Bytes that device `number` is certain to hold still; 0 when no more are needed."""
@@ -82,6 +83,7 @@ class Consumer(Protocol):
 
     def mark(self, number: int) -> None:
         """The device met a filemark. Raises if none belongs there."""
+        return None
 
     def skippable(self, number: int) -> int:
         """Bytes that come next and that nobody wants."""
@@ -89,6 +91,7 @@ class Consumer(Protocol):
 
     def skip(self, number: int, count: int) -> None:
         """They were not read."""
+        return None
 
     def info(self, number: int) -> FamilyInfo | None:
         """What the beginning of the stream said, once it was read."""
@@ -100,6 +103,7 @@ class Consumer(Protocol):
 
     def go_to(self, number: int, file: int, place: int, marks: Sequence[int]) -> None:
         """The label was taken; what comes next is set `file`."""
+        return None
 
 
 class Slot:
