@@ -227,6 +227,16 @@ def test_18210_of_a_clear_error_that_fails(server: Server) -> None:
     ]
 
 
+def test_18210_where_there_is_no_memory_for_the_buffers(server: Server) -> None:
+    """The code is VD_E_MEMORY."""
+    first = failed_backup(server, options="WITH BUFFERCOUNT = 1000000")
+    assert first == "701.1 There is insufficient system memory in resource pool 'default' to run this query."
+    (text,) = logged(server)
+    assert text.startswith(
+        "BackupVirtualDeviceSet::AllocateBuffer: failure on backup device 'NAME'. Operating system error 0x8077000a("
+    )
+
+
 # ---- operating system error 995
 
 
