@@ -11,8 +11,9 @@ from ..tsql.types import parse_type
 from ..types import BIGINT, DATETIME, FLOAT, INT, SqlType, nvarchar
 from . import system
 from .compiled import Expression, Scope, Source, Variable
-from .conversions import CLASSES, INTEGERS, class_of
+from .conversions import CLASSES, class_of
 from .functions import DATE_FUNCTIONS, FUNCTIONS, PARTS, TEXT
+from .promotion import arithmetic, common, longer
 
 MOST_NESTED = 40  # levels of brackets, subqueries and the like
 
@@ -236,7 +237,7 @@ class Expressions:
             self.cursor.syntax()
         classes = class_of(left.type), class_of(right.type)
         if operator == "+" and set(classes) <= {"string", ""} and classes != ("", ""):
-            return Expression(f"({left.sql} || {right.sql})", _longer(left.type, right.type))
+            return Expression(f"({left.sql} || {right.sql})", longer(left.type, right.type))
         if "date" in classes and operator in "+-" and set(classes) <= {"date", *_NUMBERS, ""}:
             if classes == ("date", "date"):
                 fail(402, left.type, right.type, "add" if operator == "+" else "subtract", line=token.line)
@@ -253,7 +254,7 @@ class Expressions:
         if not set(classes) <= {*_NUMBERS, ""}:
             names = {"+": "add", "-": "subtract", "*": "multiply", "/": "divide", "%": "modulo"}
             fail(402, left.type or "NULL", right.type or "NULL", names.get(operator, f"'{operator}'"), line=token.line)
-        type_ = _arithmetic(left.type, right.type, operator)
+        type_ = arithmetic(left.type, right.type, operator)
         if operator in "/%":
             whole = class_of(type_) not in ("decimal", "float") or operator == "%"
             a = left.sql if whole else f"CAST({left.sql} AS REAL)"
@@ -599,48 +600,3 @@ class _Nesting:
 
 def _called(source: Source, parts: list[Token]) -> bool:
     return not parts or ".".join(part.value.lower() for part in parts) in source.names
-
-
-def common(parts: list[Expression]) -> SqlType | None:
-    """The type of which all can be."""
-    known = [one.type for one in parts if one.type is not None]
-    if not known:
-        return None
-    winner = max(known, key=lambda type_: CLASSES.index(class_of(type_)))
-    same = [type_ for type_ in known if class_of(type_) == class_of(winner)]
-    if class_of(winner) == "string":
-        found = same[0]
-        for type_ in same[1:]:
-            sizes = (found.size, type_.size)
-            size = None if None in sizes else max(size or 0 for size in sizes)
-            found = SqlType("nvarchar" if any(t.name[0] in "ns" for t in (found, type_)) else "varchar", size)
-        if len(known) > len(same):
-            found = SqlType("nvarchar", 4000)
-        return found
-    if class_of(winner) == "int":
-        return max(same, key=lambda type_: INTEGERS[type_.name][1])
-    if class_of(winner) == "decimal" and len(known) > 1:
-        return SqlType("numeric", precision=38, scale=max(type_.scale for type_ in same))
-    return winner
-
-
-def _longer(left: SqlType | None, right: SqlType | None) -> SqlType:
-    types = [type_ for type_ in (left, right) if type_ is not None]
-    national = any(type_.name in ("nvarchar", "nchar", "sysname") for type_ in types)
-    limit = 4000 if national else 8000
-    sizes = [type_.size for type_ in types]
-    size = None if None in sizes else min(limit, sum(size or 0 for size in sizes))
-    return SqlType("nvarchar" if national else "varchar", size)
-
-
-def _arithmetic(left: SqlType | None, right: SqlType | None, operator: str) -> SqlType | None:
-    known = [type_ for type_ in (left, right) if type_ is not None]
-    classes = {class_of(type_) for type_ in known}
-    if "float" in classes:
-        return FLOAT
-    if "decimal" in classes:
-        scales = [6 if type_.name == "money" else type_.scale for type_ in known]
-        scale = 6 if operator == "/" else min(10, sum(scales)) if operator == "*" else max(scales)
-        return SqlType("numeric", precision=38, scale=scale)
-    ints = [type_ for type_ in known if type_.name in INTEGERS]
-    return max(ints, key=lambda type_: INTEGERS[type_.name][1]) if ints else INT if known else None
