@@ -254,6 +254,18 @@ def test_labels_of_real_media(engine: Engine, bak: Path) -> None:
     assert [column.name for column in columns][:3] == ["MediaName", "MediaSetId", "FamilyCount"] and len(columns) == 13
 
 
+def test_options_mean_something_or_are_refused(engine: Engine) -> None:
+    streams = back_up(engine, "DATABASE db")
+    for kind in ("HEADERONLY", "FILELISTONLY", "LABELONLY", "VERIFYONLY"):
+        assert refused(engine, kind, "WITH CHECKSUM", streams) == [3187]
+    assert refused(engine, "VERIFYONLY", "WITH MOVE 'nothing' TO '/a'", streams) == [3234]
+    restore(engine, "VERIFYONLY", streams, "WITH MOVE 'db' TO '/a'")
+    for option in ("REPLACE", "FILE = 2", "STOPAT = '2030-01-01'", "MOVE 'db' TO '/a'"):
+        with pytest.raises(SqlError) as info:
+            engine.execute(f"RESTORE DATABASE db WITH {option}, RECOVERY")
+        assert info.value.number == 3032
+
+
 def test_these_take_one_device(engine: Engine) -> None:
     streams = back_up(engine, "DATABASE db", devices=2)
     for kind in ("HEADERONLY", "FILELISTONLY", "LABELONLY"):

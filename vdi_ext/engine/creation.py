@@ -6,7 +6,7 @@ import os
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from ..mtf import PAGE_SIZE, FamilyInfo, MtfError
+from ..mtf import PAGE_SIZE, Configuration, FamilyInfo, MtfError
 from .catalog import Entry, entry_of
 from .database import DatabaseError, PagedDatabase, Target, Versions
 from .messages import os_error
@@ -39,7 +39,7 @@ class Creation:
         self._entry = entry
         self._info = info
         self._found = info.configuration
-        self._moves = self._checked_moves()
+        self._moves = checked_moves(execution.statement.moves, self._found)
         self.replaces = execution.statement.replace or (entry is not None and entry.redo is not None)
         if entry is not None and not execution.statement.replace:
             self._refuse_overwriting(entry)
@@ -86,18 +86,6 @@ class Creation:
         if entry.redo is None and entry.chain is not None and entry.recovery_model != "SIMPLE" and stop is None:
             raise DatabaseError(3159, entry.name)
 
-    def _checked_moves(self) -> dict[str, str]:
-        names = {file.name.casefold(): file.name for file in self._found.files}
-        moves: dict[str, str] = {}
-        for name, path in self._execution.statement.moves:
-            known = names.get(name.casefold())
-            if known is None:
-                raise DatabaseError(3234, name, self._found.database)
-            if known in moves:
-                raise DatabaseError(4353, name)
-            moves[known] = path
-        return moves
-
     def _made(self) -> PagedDatabase:
         """The database that the backup is of, where it is to be."""
         extra = self._found.extra
@@ -138,3 +126,17 @@ class Creation:
     def _elsewhere(name: str, path: str) -> tuple[DatabaseError, ...]:
         """What is said besides where a file cannot lie where it should."""
         return DatabaseError(3156, name, path), DatabaseError(3119)
+
+
+def checked_moves(moves: tuple[tuple[str, str], ...], found: Configuration) -> dict[str, str]:
+    """New paths by logical name, as the backup spells it. Raises `DatabaseError`."""
+    names = {file.name.casefold(): file.name for file in found.files}
+    checked: dict[str, str] = {}
+    for name, path in moves:
+        known = names.get(name.casefold())
+        if known is None:
+            raise DatabaseError(3234, name, found.database)
+        if known in checked:
+            raise DatabaseError(4353, name)
+        checked[known] = path
+    return checked

@@ -13,6 +13,7 @@ import numpy as np
 from ..mtf import PAGE_SIZE, Configuration, FamilyInfo, FileHeader, Label, Lsn, page_checksums
 from ..mtf.configuration import COPY_ONLY_FLAG
 from ..mtf.pages import CHECKSUM_FLAG, Pages, headers
+from .creation import checked_moves
 from .database import DatabaseError, PageDamage
 from .families import Families
 from .log import lsn_of
@@ -24,6 +25,7 @@ from .types import BIGINT, BIT, DATETIME, GUID, INT, LSN, SMALLINT, TINYINT, Col
 
 if TYPE_CHECKING:
     from .execution import Execution
+    from .tsql import Statement
 
 Row = tuple[object, ...]
 _NONE = (0, 0, 0)
@@ -134,6 +136,7 @@ def _read(
 
     def start(number: int, info: FamilyInfo) -> None:
         families.check_label(number, info)
+        _check_checksum(statement, info)
         if on_start(info):
             stripes.stop()
 
@@ -150,8 +153,9 @@ def _verify(execution: Execution) -> None:
 
     def start(number: int, info: FamilyInfo) -> None:
         if families.admit(number, info):
-            if statement.checksum and not info.checksum:
-                raise DatabaseError(3187)
+            _check_checksum(statement, info)
+            assert info.configuration is not None
+            checked_moves(statement.moves, info.configuration)
             execution.explainer.database = info.database
             execution.expect(info.pages * PAGE_SIZE)
 
@@ -178,6 +182,11 @@ def _verify(execution: Execution) -> None:
             info.database, "V", datetime.now(), uuid.UUID(bytes_le=info.set_guid), recovery=False,
         ))  # fmt: skip
     execution.tell(message(3262, position))
+
+
+def _check_checksum(statement: Statement, info: FamilyInfo) -> None:
+    if statement.checksum and not info.checksum:
+        raise DatabaseError(3187)
 
 
 # ---- rows; None where the stream does not say

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 
 from ..mtf import Lsn
 from .failures import Failure
@@ -39,17 +39,26 @@ class Outcome:
     base_lsn: Lsn = (0, 0, 0)
 
 
-_FOR_REPLAY = ("verb", "database", "devices", "kind", "block_size", "buffer_count", "max_transfer_size", "stats",
-               "copy_only", "format", "init", "skip", "rewind", "unload", "replace", "recovery")  # fmt: skip
+_ALWAYS = frozenset({"verb", "database", "devices", "kind"})
+_FOR_REPLAY = _ALWAYS | {
+    "block_size", "buffer_count", "max_transfer_size", "stats", "copy_only", "format", "init", "skip", "rewind",
+    "unload", "replace", "recovery",
+}  # fmt: skip
+_FOR_RECOVERY = _ALWAYS | {"recovery", "norecovery", "standby"}
 
 
 def refuse_for_replay(statement: Statement) -> None:
     """The bytes of a replay are what they are: no option that would change them could be honoured. Raises `Failure`."""
-    plain = replace(statement, **{  # type: ignore[arg-type]
-        name: None if field.default is None else field.default
-        for name, field in Statement.__dataclass_fields__.items() if name not in _FOR_REPLAY
-    })  # fmt: skip
-    for name in Statement.__dataclass_fields__:
-        value = getattr(statement, name)
-        if value != getattr(plain, name):
-            raise Failure(None, message(3032, word_of(name, value)))
+    _refuse_others(statement, _FOR_REPLAY)
+
+
+def refuse_for_recovery(statement: Statement) -> None:
+    """Of no backup there is nothing to choose but the state it leaves. Raises `Failure`."""
+    _refuse_others(statement, _FOR_RECOVERY)
+
+
+def _refuse_others(statement: Statement, allowed: frozenset[str]) -> None:
+    for field in fields(Statement):
+        value = getattr(statement, field.name)
+        if field.name not in allowed and value != field.default:
+            raise Failure(None, message(3032, word_of(field.name, value)))

@@ -17,7 +17,7 @@ from .families import Families
 from .log import CHANGE, SECTOR, Record, decode, lsn_of, number_of
 from .messages import message
 from .msdb import RestoreRecord, lsn_number
-from .outcome import Outcome, refuse_for_replay
+from .outcome import Outcome, refuse_for_recovery, refuse_for_replay
 from .replay import Replay, ReplayDifference
 from .stripes import ReplayReturn, RestoreStripes
 from .synthetic import Synthetic, SyntheticTarget
@@ -63,6 +63,7 @@ def _take_files(execution: Execution, database: Replay) -> Outcome:
 
 def _recover(execution: Execution, entry: Entry | None) -> Outcome:
     """RESTORE DATABASE ... WITH RECOVERY, of no backup."""
+    refuse_for_recovery(execution.statement)
     if entry is None:
         raise DatabaseError(911, execution.name)
     with entry.lock:
