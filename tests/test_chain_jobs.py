@@ -162,6 +162,12 @@ def test_what_is_missing_is_named_before_anything(chain: Chain, other: Driver, t
     assert other.connections == []
 
 
+def test_a_name_that_no_set_is_of_is_named_with_those_that_there_are(chain: Chain, other: Driver) -> None:
+    with pytest.raises(ChainError, match=r"no set here is of new, only of db: .*\(--to\)"):
+        restore_chain([chain.store], other, database="new")
+    assert not other.statements
+
+
 def test_a_chain_that_fails_in_the_middle_says_how_far_it_came(chain: Chain, other: Driver) -> None:
     stripe = chain.path("log2") / "stripe-01-of-01.bak"
     data = bytearray(stripe.read_bytes())

@@ -51,11 +51,12 @@ def links(sources: Sequence[str | os.PathLike[str]], database: str | None = None
     Raises
     ------
     ChainError
-        A set that was named does not tell what it is.
+        A set that was named does not tell what it is; or all sets are of other databases.
     StorageError, VerificationError
         A set that was named can not be read.
     """
     found: dict[str, Link] = {}
+    others: set[str] = set()
     for source in map(os.fspath, sources):
         named = is_set(source)
         paths = [source] if named else _sets_in(source)
@@ -76,6 +77,13 @@ def links(sources: Sequence[str | os.PathLike[str]], database: str | None = None
                 continue
             if named or database is None or head.database.casefold() == database.casefold():
                 found[stored.path] = Link(stored, head)
+            else:
+                others.add(head.database)
+    if others and not found:
+        raise ChainError(
+            f"no set here is of {database}, only of {', '.join(sorted(others))}: name the database that was backed up, "
+            "and with it the new name that it is to have (--to)"
+        )
     return list(found.values())
 
 
