@@ -136,7 +136,7 @@ class MssqlPython(_Odbc):
     def connect(cls, address: ServerAddress, password: str | None) -> Any:
         driver = imported(cls.module)
         driver.pooling(enabled=False)  # what lies in a pool is a session that outlives its job
-        words = {"Server": _server_of(address, ","), "Database": "master"}
+        words: dict[str, str | None] = {"Server": _server_of(address, ","), "Database": "master"}
         words |= {"Trusted_Connection": "yes"} if address.integrated else {"UID": address.user, "PWD": password or ""}
         words |= {"Encrypt": address.encrypt} if address.encrypt else {}
         words |= {"TrustServerCertificate": "yes"} if address.trust_server_certificate else {}
@@ -161,7 +161,7 @@ class Pyodbc(_Odbc):
         driver.pooling = False
         name = address.odbc_driver or _installed_odbc_driver(driver)
         freetds = "tdsodbc" in name.lower() or "freetds" in name.lower()
-        words = {"DRIVER": name, "Database": "master"}
+        words: dict[str, str | None] = {"DRIVER": name, "Database": "master"}
         if freetds:
             words |= {"Server": address.host, "Port": str(address.port or 1433), "TDS_Version": "7.4"}
             words |= {"Encryption": {"yes": "require", "no": "off", "strict": "strict"}[address.encrypt]} \

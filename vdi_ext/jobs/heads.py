@@ -120,8 +120,9 @@ def read_info(path: str, block_size: int) -> FamilyInfo:
 def info_of(directory: str, manifest: Manifest, number: int = 1) -> FamilyInfo:
     """The beginning of a stripe of a set, by default the first. Raises as `read_info`."""
     block_size = manifest.configuration.get("block_size")
-    valid = type(block_size) is int and 512 <= block_size <= 65536 and not block_size & (block_size - 1)
-    return read_info(os.path.join(directory, manifest.stripes[number - 1].file), block_size if valid else 65536)
+    if type(block_size) is not int or not 512 <= block_size <= 65536 or block_size & (block_size - 1):
+        block_size = 65536
+    return read_info(os.path.join(directory, manifest.stripes[number - 1].file), block_size)
 
 
 def files_of(directory: str, manifest: Manifest) -> tuple[FileHeader, ...]:

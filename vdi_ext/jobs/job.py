@@ -7,6 +7,7 @@ does not, and neither does an abort.
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from .._core.device import VirtualDevice
 from .._core.device_set import VirtualDeviceSet
@@ -62,7 +63,7 @@ class Job:
         self.device_set: VirtualDeviceSet | None = None
         self.config: DeviceSetConfig | None = None
         self._serve = serve
-        self._where = {"provider": provider, "instance": instance, "group": group}
+        self._where: dict[str, Any] = {"provider": provider, "instance": instance, "group": group}
         self._features = features | (Feature.REQUEST_COMPLETE if request_complete else Feature.LIKE_PIPE)
         self.ending = threading.Event()  # it goes wrong: whoever waits for anything but the devices must stop
         self._wake = threading.Event()
