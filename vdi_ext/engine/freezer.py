@@ -109,7 +109,9 @@ def _say(**words: object) -> None:
 
 _PARENT = os.getppid()
 
-if __name__ == "__main__":
+
+def main() -> None:
+    """One order, from the command line."""
     try:
         if sys.argv[1] == "hold":
             hold(sys.argv[2], float(sys.argv[3]), float(sys.argv[4]), int(sys.argv[5]))
@@ -117,3 +119,7 @@ if __name__ == "__main__":
             look(sys.argv[2], int(sys.argv[3]))
     except (OSError, sqlite3.Error) as problem:
         _say(error=str(problem))
+
+
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,6 @@ Texts are those that Microsoft documents under "Database engine events and error
 
 from __future__ import annotations
 
-import functools
 import re
 from dataclasses import dataclass
 
@@ -332,18 +331,22 @@ def message(number: int, *values: object, state: int = 1, line: int = 1) -> Mess
     return Message(number, severity, state, text.format(*values), line)
 
 
-@functools.cache
-def _patterns() -> list[tuple[re.Pattern[str], int]]:
+_patterns: list[tuple[re.Pattern[str], int]] = []  # of all texts, made when first wanted
+
+
+def _compile() -> None:
     found = []
     for number, (_, text) in _TEXTS.items():
         pieces = [re.escape(piece) for piece in re.split(r"\{[^}]*\}", text)]
         found.append((re.compile(".*?".join(pieces), re.DOTALL), number))
-    return found
+    _patterns[:] = found
 
 
 def recognize(text: str) -> int | None:
     """The number of a message of the catalogue by its text, for clients whose driver keeps the number back."""
-    return next((number for pattern, number in _patterns() if pattern.fullmatch(text)), None)
+    if not _patterns:
+        _compile()
+    return next((number for pattern, number in _patterns if pattern.fullmatch(text)), None)
 
 
 def os_error(code: int) -> str:

@@ -57,7 +57,7 @@ def links(sources: Sequence[str | os.PathLike[str]], database: str | None = None
     """
     found: dict[str, Link] = {}
     others: set[str] = set()
-    for source in map(os.fspath, sources):
+    for source in (os.fspath(one) for one in sources):
         named = is_set(source)
         paths = [source] if named else _sets_in(source)
         for path in paths:

@@ -90,8 +90,8 @@ def chosen_provider(provider: Provider | str | os.PathLike[str] | None) -> Provi
         raise ArgumentError(f"the provider {str(provider)!r} can not be loaded: {error}") from error
 
 
-def completion_for(error: OSError) -> CompletionCode:
+def completion_for(error: OSError | None) -> CompletionCode:
     """The code that tells the server of a failure of ours."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error is not None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return CompletionCode.DISK_FULL
     return CompletionCode.IO_DEVICE

@@ -78,12 +78,12 @@ class StandInPlace(Place):
         self.database = database or described.database
         self.size = described.size
         self.devices = described.devices
-        self.library = chosen_provider(provider)
+        self.library = self._library = chosen_provider(provider)
         self._write = described.write
         self._own_process = own_process
 
     def submit(self, text: str, heard: OnMessage) -> Statement:
-        return submit(text, self.database, self.address, self.library, self._own_process, heard, self._write)
+        return submit(text, self.database, self.address, self._library, self._own_process, heard, self._write)
 
 
 class ServerPlace(Place):
@@ -101,6 +101,7 @@ class ServerPlace(Place):
 
     def submit(self, text: str, heard: OnMessage) -> Statement:
         session, self.session = self.session, None
+        assert session is not None, "a place takes one statement"
         return self.server.submit(text, session, heard)
 
 
@@ -121,6 +122,7 @@ def source_place(
         return StandInPlace(describe_source(str(source)), database, provider, own_process)
     server = Server(source, password)
     place = ServerPlace(server, _named(server, database), provider)
+    assert place.session is not None
     try:
         place.size = expected_size(place.session, place.database) if kind == "full" else None
     except SQLError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from .common import ArgumentError
@@ -75,7 +76,7 @@ class ServerAddress:
         return f"{SCHEME}{user}{host}{port}{instance}" + (f"?{query}" if query else "")
 
 
-def is_server(address: object) -> bool:
+def is_server(address: Any) -> bool:
     """Whether something is the address of a server, or a function that connects to one."""
     return callable(address) or (isinstance(address, str) and address.lower().startswith(SCHEME))
 
