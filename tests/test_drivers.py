@@ -9,9 +9,39 @@ from pathlib import Path
 import pytest
 
 from vdi_ext.jobs import ArgumentError, backup, backup_text, login_of, password_from
-from vdi_ext.jobs.drivers import Adapter, MssqlPython, Pymssql, Pyodbc, PythonTds, ServerMessage, adapter_of
+from vdi_ext.jobs.drivers import (
+    Adapter,
+    MssqlPython,
+    Pymssql,
+    Pyodbc,
+    PythonTds,
+    ServerMessage,
+    adapter_for,
+    adapter_of,
+)
 from vdi_ext.jobs.server import Server
 from vdi_ext.jobs.server_address import ServerAddress, is_server, parse_server_address
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        ("driver=pymssql&encrypt=strict", "pymssql does not speak TDS 8.0"),
+        ("driver=pymssql&ca_file=/x", "pymssql takes no ca_file"),
+        ("driver=pyodbc&odbc_driver=FreeTDS&encrypt=yes&ca_file=/x", "pyodbc with FreeTDS takes no ca_file"),
+        ("driver=python-tds&encrypt=strict", "python-tds does not speak TDS 8.0"),
+        ("driver=python-tds&encrypt=yes", "add ca_file"),
+        ("driver=python-tds&encrypt=yes&ca_file=/x", "add trust_server_certificate=yes"),
+    ],
+)
+def test_what_a_driver_cannot_do_for_tls_is_refused(words: str, match: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it connects, and never left out in silence."""
+    from OpenSSL import crypto
+
+    monkeypatch.delattr(crypto.X509, "get_extension", raising=False)  # as in its present versions
+    address = parse_server_address(f"mssql://sa@127.0.0.1:1?{words}")
+    with pytest.raises(ArgumentError, match=match):
+        adapter_for(address.driver).connect(address, "x")
 
 
 @pytest.mark.parametrize(
@@ -190,6 +220,9 @@ ODBC = "[Microsoft][ODBC Driver 18 for SQL Server]"
          [(3202, ABORTED)]),
         (Pymssql, DatabaseError((18456, b"Login failed for user 'sa'.DB-Lib error message 20018")),
          [(18456, "Login failed for user 'sa'.")]),
+        # The second time in a process, and all times after it.
+        (Pymssql, DatabaseError((18456, b"DB-Lib error message 20018, severity 14:\nGeneral SQL Server error: Check")),
+         [(18456, "the same message of the server as before; the driver keeps its text back")]),
         (Pymssql, DatabaseError((18456, b"DB-Lib error message 20009, severity 9:\nUnable to connect")), []),
         (Pymssql, DatabaseError(20047, b"DB-Lib error message 20047, severity 9:\nDBPROCESS is dead"), []),
         (PythonTds, OSError(9, "Bad file descriptor"), []),

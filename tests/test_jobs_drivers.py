@@ -97,10 +97,11 @@ def test_the_errors_that_a_driver_lets_through(endpoint: Endpoint, driver: str, 
 
 
 def test_a_server_that_refuses_and_one_that_is_not_there(endpoint: Endpoint, driver: str, tmp_path: Path) -> None:
-    with pytest.raises(SQLError) as caught:
-        backup(address(endpoint, driver), tmp_path / "set", password="a wrong one")
-    assert caught.value.number == 18456
-    assert "a wrong one" not in str(caught.value)
+    for _ in range(2):  # pymssql tells the second time less
+        with pytest.raises(SQLError) as caught:
+            backup(address(endpoint, driver), tmp_path / "set", password="a wrong one")
+        assert caught.value.number == 18456
+        assert "a wrong one" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -18,7 +18,8 @@ from .server_address import ServerAddress
 
 PROGRAM = "vdi_ext"
 
-_EXTRAS = {"mssql_python": "vdi_ext[mssql]", "pymssql": "vdi_ext[pymssql]", "pyodbc": "pyodbc", "pytds": "python-tds"}
+_EXTRAS = {"mssql_python": "vdi_ext[mssql]", "pymssql": "vdi_ext[pymssql]", "pyodbc": "pyodbc", "pytds": "python-tds",
+           "OpenSSL": "pyOpenSSL"}  # fmt: skip
 _ODBC_TAGS = re.compile(r"(?:\[(?:Microsoft|FreeTDS|unixODBC|Driver Manager|ODBC [^\]]*|SQL Server)\])+")
 _ODBC_ERROR = re.compile(
     r"\[(\w{5})\] ((?:\[[^\]]*\])+)(.*?) \((-?\d+)\)(?: \(SQL\w+\))?(?=; \[\w{5}\] \[|\Z)", re.DOTALL
@@ -163,6 +164,8 @@ class Pyodbc(_Odbc):
         freetds = "tdsodbc" in name.lower() or "freetds" in name.lower()
         words: dict[str, str | None] = {"DRIVER": name, "Database": "master"}
         if freetds:
+            if address.ca_file:
+                raise ArgumentError("pyodbc with FreeTDS takes no ca_file: name it in freetds.conf")
             words |= {"Server": address.host, "Port": str(address.port or 1433), "TDS_Version": "7.4"}
             words |= {"Encryption": {"yes": "require", "no": "off", "strict": "strict"}[address.encrypt]} \
                 if address.encrypt else {}  # fmt: skip
@@ -170,6 +173,7 @@ class Pyodbc(_Odbc):
             words |= {"Server": _server_of(address, ",")}
             words |= {"Encrypt": address.encrypt} if address.encrypt else {}
             words |= {"TrustServerCertificate": "yes"} if address.trust_server_certificate else {}
+            words |= {"ServerCertificate": address.ca_file} if address.ca_file else {}
         words |= {"Trusted_Connection": "yes"} if address.integrated else {"UID": address.user, "PWD": password or ""}
         return driver.connect(_odbc_string(words), autocommit=True, timeout=address.login_timeout)
 
@@ -190,7 +194,11 @@ class Pymssql(Adapter):
     @classmethod
     def connect(cls, address: ServerAddress, password: str | None) -> Any:
         driver = imported(cls.module)
-        encryption = {"yes": "require", "no": "off", "strict": "strict", None: None}[address.encrypt]
+        if address.encrypt == "strict":
+            raise ArgumentError("pymssql does not speak TDS 8.0: encrypt=strict needs another driver")
+        if address.ca_file:
+            raise ArgumentError("pymssql takes no ca_file: name it in freetds.conf")
+        encryption = {"yes": "require", "no": "off", None: None}[address.encrypt]
         options = {"encryption": encryption} if encryption else {}
         if address.port is not None or address.instance is None:  # else the browser service says which
             options["port"] = str(address.port or 1433)
@@ -227,9 +235,14 @@ class Pymssql(Adapter):
         words = error.args[0] if error.args and isinstance(error.args[0], tuple) else error.args
         if len(words) < 2 or type(words[0]) is not int or not isinstance(words[1], bytes):
             return []
-        text = words[1].decode(errors="replace").partition(_DB_LIB)[0]
-        server = text and words[0] > 0 and words[0] not in _OF_FREETDS
-        return [recognised(text, words[0], 16)] if server else []
+        text, _, others = words[1].decode(errors="replace").partition(_DB_LIB)
+        # A message that is the same as the one before comes without its text; 20018 says that the server sent one. The
+        # number may be that of an earlier connection where it sent none.
+        server = text or others.lstrip().startswith("20018")
+        if not server or words[0] <= 0 or words[0] in _OF_FREETDS:
+            return []
+        text = text or "the same message of the server as before; the driver keeps its text back"
+        return [recognised(text, words[0], 16)]
 
 
 class PythonTds(Adapter):
@@ -248,6 +261,11 @@ class PythonTds(Adapter):
             raise ArgumentError("python-tds does not speak TDS 8.0: encrypt=strict needs another driver")
         if address.encrypt == "yes" and not address.ca_file:
             raise ArgumentError("python-tds encrypts only with certificates that it is given: add ca_file=PATH")
+        if address.ca_file and address.encrypt != "no" and not address.trust_server_certificate:
+            certificates = imported("OpenSSL").crypto.X509
+            if not hasattr(certificates, "get_extension"):
+                raise ArgumentError("python-tds cannot compare the server's name with what this pyOpenSSL offers: add "
+                                    "trust_server_certificate=yes (the certificate is still checked by ca_file)")
         return driver.connect(
             dsn=_server_of(address, None), port=address.port, user=address.user, password=password or "",
             database="master", autocommit=True, login_timeout=address.login_timeout, appname=PROGRAM,
