@@ -84,6 +84,15 @@ def test_under_tls(engine: Engine, driver: str, tmp_path: Path) -> None:
     StoredSet(str(tmp_path / "set")).verify()
 
 
+def test_tds_8_with_the_server_s_own_certificate(engine: Engine, tmp_path: Path) -> None:
+    with Endpoint(engine, {LOGIN: PASSWORD}, encrypt="strict") as endpoint:
+        certificate = tmp_path / "certificate.pem"
+        certificate.write_bytes(endpoint.certificate)
+        tls = f"encrypt=strict&ca_file={certificate}"
+        backup(address(endpoint, "mssql-python", tls=tls), tmp_path / "set", password=PASSWORD)
+    StoredSet(str(tmp_path / "set")).verify()
+
+
 def test_the_errors_that_a_driver_lets_through(endpoint: Endpoint, driver: str, tmp_path: Path) -> None:
     """The first one always; at once, and not when a time has run out."""
     with pytest.raises(SQLError) as caught:
