@@ -52,9 +52,13 @@ MODULES = [
     "vdi_ext._core.buffer",
     "vdi_ext._server",
     "vdi_ext.server",
+    "vdi_ext.mtf._kernels",
 ]
-# What of the operating system's own code a module contains.
-PLATFORM_SOURCES = {"vdi_ext._core.provider": sorted(map(str, PLATFORM.glob("sqlvdi_linux.*")))}
+# What a module contains besides its own source: sources in C and C++ without Python, and their headers.
+CONTAINS = {
+    "vdi_ext._core.provider": sorted(map(str, PLATFORM.glob("sqlvdi_linux.*"))),
+    "vdi_ext.mtf._kernels": sorted(map(str, Path("vdi_ext/mtf/native").glob("kernels.*"))),
+}
 
 
 def extension(module: str) -> Extension:
@@ -62,7 +66,7 @@ def extension(module: str) -> Extension:
         module,
         [module.replace(".", "/") + ".pyx"],
         include_dirs=[str(INCLUDE), str(PLATFORM)],
-        depends=HEADERS + PLATFORM_SOURCES.get(module, []),
+        depends=HEADERS + CONTAINS.get(module, []),
         extra_compile_args=CYTHON_CFLAGS,
         extra_link_args=LINK,
     )
@@ -89,9 +93,9 @@ class BuildExt(build_ext):
         stamp.write_text(flavour)
 
     def build_extension(self, ext: Extension) -> None:
-        objects = Path(self.build_temp) / "platform"
+        objects = Path(self.build_temp) / "contained"
         depends = [*map(Path, ext.depends), Path("setup.py")]
-        sources = [Path(source) for source in PLATFORM_SOURCES.get(ext.name, []) if source.endswith(".cpp")]
+        sources = [Path(source) for source in CONTAINS.get(ext.name, []) if not source.endswith(".h")]
         ext.extra_objects = [self.compile(source, objects, depends) for source in sources]
         super().build_extension(ext)
 

@@ -6,8 +6,8 @@ one, `FamilyReader` takes one apart again while its bytes arrive in pieces of an
 
 from __future__ import annotations
 
+from ._kernels import combine, fold, page_checksums, record_checksum, sector_xors, stream_checksum
 from .blocks import BackupSet, DatabaseFile, LogPart, Lsn, MediaSet
-from .checksums import combine, fold, page_checksums, sector_xors, stream_checksum
 from .configuration import Configuration, FileHeader
 from .findings import (
     BlockSizeError,
@@ -48,6 +48,7 @@ __all__ = [
     "fill_pages",
     "fold",
     "page_checksums",
+    "record_checksum",
     "seal_pages",
     "sector_xors",
     "stream_checksum",
