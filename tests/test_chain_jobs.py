@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import time
 import uuid
 from datetime import datetime, timedelta
@@ -189,6 +190,29 @@ def test_forks_are_kept_apart(chain: Chain) -> None:
     fork = str(uuid.uuid4())
     head = dataclasses.replace(log.head, first_fork=fork, last_fork=fork, last_lsn=log.head.last_lsn + 5)
     assert [link.head for link in plan([*every, Link(log.stored, head)])][-1] == log.head
+
+
+@pytest.mark.parametrize("full_again", [True, False], ids=["a full backup of the new path", "logs only"])
+def test_after_a_point_in_time_the_chain_goes_on_from_there(chain: Chain, full_again: bool) -> None:
+    """What the database was before it is left out, although its LSNs are the higher ones."""
+    server = chain.server
+    for page in range(32, 80, 8):
+        chain.change(page)
+    chain.take("log3", "log")
+    chain.take("abandoned", "full")
+    restore_chain([chain.path("full"), chain.path("log1")], server, database="db", replace=True)
+    assert content(server.engine, "db") == chain.held["log1"]
+    chain.change(160)
+    if full_again:
+        chain.take("again", "full")
+        chain.change(168)
+    else:
+        shutil.rmtree(chain.path("abandoned"))
+    chain.take("log4", "log")
+    chain.change(176)
+    chain.take("log5", "log")
+    restore_chain([chain.store], server, database="db", to="new")
+    assert content(server.engine, "new") == chain.held["log5"]
 
 
 def test_copy_only_backups_are_no_base(server: Driver, tmp_path: Path) -> None:

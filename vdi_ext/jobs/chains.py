@@ -91,7 +91,8 @@ def plan(every: Sequence[Link], stop_at: str | None = None) -> list[Link]:
     """Choose and order the sets for a restore.
 
     The newest full backup before the point in time, the newest differential on it, and every log from there on; to the
-    end of the last one where there is no point in time.
+    end of the last one where there is no point in time. A database that was restored to an earlier point has gone on
+    from there: without a point in time the chain is the one that ends latest, and what was given up is left out.
 
     Parameters
     ----------
@@ -108,30 +109,39 @@ def plan(every: Sequence[Link], stop_at: str | None = None) -> list[Link]:
     names = {link.head.database.casefold() for link in every}
     if len(names) > 1:
         raise ChainError(f"these are backups of {len(names)} databases ({', '.join(sorted(names))}): name one")
-    full = _newest([link for link in every if link.head.kind == "full"], until)
-    if full is None:
+    fulls = [link for link in every if link.head.kind == "full" and (until is None or _ended_by(link.head, until))]
+    if not fulls:
         when = f" that had ended by {stop_at}" if until else ""
         raise ChainError(f"there is no full backup{when} among the {len(every)} sets")
-    chosen = [full]
-    differential = _newest([link for link in every if _builds_on(link.head, full.head)], until)
-    if differential is not None:
-        chosen.append(differential)
-    logs = sorted((link for link in every if link.head.kind == "log"), key=lambda link: link.head.last_lsn)
-    for link in logs:
-        last = chosen[-1].head
-        if link.head.last_lsn <= last.last_lsn or (until and _reached(last, until) and last.kind == "log"):
-            continue  # before the data backup, or after the point in time
-        if link.head.first_lsn > last.last_lsn:
-            raise ChainError(
-                f"{link.path} begins at LSN {link.head.first_lsn}, and {chosen[-1].path} ends at {last.last_lsn}: "
-                "a log between them is missing"
-            )
-        if None not in (link.head.first_fork, last.last_fork) and link.head.first_fork != last.last_fork:
-            continue  # of another recovery path
+    fulls.sort(key=_age, reverse=True)
+    found: list[list[Link]] = []
+    problem: ChainError | None = None  # of the first choice
+    for full in fulls[:1] if until else fulls:
+        differential = _newest([link for link in every if _builds_on(link.head, full.head)], until)
+        for begun in ([full, differential], [full]) if differential is not None else ([full],):
+            try:
+                found.append(_continued(begun, every, until))
+            except ChainError as error:
+                problem = problem or (error if not found else None)
+    if not found:
+        assert problem is not None
+        raise problem
+    best = found[0] if until else max(found, key=lambda chain: _age(chain[-1]))  # of equal ones the first
+    if problem is not None and not until and _age(best[-1]) < max(map(_age, every)):
+        raise problem  # another one would end earlier than what there is
+    return best
+
+
+def _continued(chosen: list[Link], every: Sequence[Link], until: datetime.datetime | None) -> list[Link]:
+    """A beginning with all logs that go on from it. Raises ChainError."""
+    logs = [link for link in every if link.head.kind == "log"]
+    chosen = list(chosen)
+    while (link := _next(chosen[-1], logs, until)) is not None:
         chosen.append(link)
-    if until and not (chosen[-1].head.kind == "log" and _reached(chosen[-1].head, until)):
+    last = chosen[-1].head
+    if until and not (last.kind == "log" and _reached(last, until)):
         raise ChainError(
-            f"the logs end with {chosen[-1].path} ({chosen[-1].head.finished or 'time not known'}), before {stop_at}"
+            f"the logs end with {chosen[-1].path} ({last.finished or 'time not known'}), before {until.isoformat()}"
         )
     return chosen
 
@@ -162,9 +172,36 @@ def _builds_on(differential: Head, full: Head) -> bool:
     return differential.base_lsn == full.checkpoint_lsn
 
 
+def _next(last: Link, logs: list[Link], until: datetime.datetime | None) -> Link | None:
+    """The log that goes on where the chain ends; None: nothing does, or the point in time is reached."""
+    if until and last.head.kind == "log" and _reached(last.head, until):
+        return None
+    later = [link for link in logs if link.head.last_lsn > last.head.last_lsn and _same_path(last.head, link.head)]
+    fitting = [link for link in later if link.head.first_lsn <= last.head.last_lsn]
+    if later and not fitting:
+        first = min(later, key=lambda link: link.head.first_lsn)
+        raise ChainError(
+            f"{first.path} begins at LSN {first.head.first_lsn}, and {last.path} ends at {last.head.last_lsn}: "
+            "a log between them is missing"
+        )
+    # Where the path forks: the log that holds the point in time, else the newest, which is of the newest fork.
+    reached = [link for link in fitting if until and _reached(link.head, until)]
+    return min(reached, key=_age) if reached else max(fitting, key=_age, default=None)
+
+
+def _same_path(last: Head, log: Head) -> bool:
+    """Whether a log is of the recovery path on which a chain is: it may begin before a fork, and end behind it."""
+    forks = {log.first_fork, log.last_fork}
+    return None in forks or last.last_fork is None or last.last_fork in forks
+
+
 def _newest(candidates: list[Link], until: datetime.datetime | None) -> Link | None:
-    usable = [link for link in candidates if until is None or _ended_by(link.head, until)]
-    return max(usable, key=lambda link: link.head.last_lsn, default=None)
+    return max((link for link in candidates if until is None or _ended_by(link.head, until)), key=_age, default=None)
+
+
+def _age(link: Link) -> tuple[datetime.datetime, int]:
+    """Orders backups by time: a database that was restored to an earlier point goes on with LSNs used before."""
+    return _time(link.head.finished) or _time(link.head.started) or datetime.datetime.min, link.head.last_lsn
 
 
 def _ended_by(head: Head, until: datetime.datetime) -> bool:
