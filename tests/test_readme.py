@@ -101,8 +101,11 @@ def test_the_server_and_its_second_terminal(tmp_path: Path, python: str) -> None
         try:
             assert server.stdout is not None
             assert any("listening" in line for line in server.stdout)
-            with shell(second, stdin=subprocess.PIPE) as client:
-                said, _ = client.communicate("select database_name, type from msdb.dbo.backupset\ngo\n", timeout=100)
+            # Without a terminal tsql reads the password from standard input too.
+            with shell(second, stdin=subprocess.PIPE, start_new_session=True) as client:
+                password = (tmp_path / "sa.password").read_text()
+                query = "select database_name, type from msdb.dbo.backupset\ngo\n"
+                said, _ = client.communicate(password + query, timeout=100)
             assert client.returncode == 0, said
             assert re.search(r"shop\tD\n.*shop\tI\n", said, re.S)
             server.send_signal(signal.SIGTERM)
