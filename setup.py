@@ -53,11 +53,13 @@ MODULES = [
     "vdi_ext._server",
     "vdi_ext.server",
     "vdi_ext.mtf._kernels",
+    "vdi_ext.mtf._xpress",
 ]
 # What a module contains besides its own source: sources in C and C++ without Python, and their headers.
 CONTAINS = {
     "vdi_ext._core.provider": sorted(map(str, PLATFORM.glob("sqlvdi_linux.*"))),
     "vdi_ext.mtf._kernels": sorted(map(str, Path("vdi_ext/mtf/native").glob("kernels.*"))),
+    "vdi_ext.mtf._xpress": sorted(map(str, Path("vdi_ext/mtf/native").glob("xpress.*"))),
 }
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from time import perf_counter_ns
 from types import ModuleType
 
@@ -12,11 +14,15 @@ import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from vdi_ext.mtf import _kernels, checksums
+from vdi_ext.mtf import _kernels, checksums, container, decompress_into
 
 VARIANTS = {"compiled": _kernels, "numpy": checksums}
 SIZES = [8 << 10, 64 << 10, 1 << 20, 4 << 20, 64 << 20]
 ROUNDS, ROUND_NS = 15, 20_000_000
+SHARED = Path(os.environ.get("VDI_EXT_SHARED", Path(__file__).resolve().parent.parent.parent / "shared"))
+COMPRESSED = SHARED / "data" / "bak" / "22_full_compressed_2016.bak"
+
+Record = tuple[bytes, int]  # compressed data, and bytes that come out
 
 
 def noise(size: int) -> np.ndarray:
@@ -72,6 +78,37 @@ def cell(found: list[float]) -> str:
     return f"{middle:.3g} ({low:.3g}-{high:.3g})"
 
 
+def records() -> list[Record]:
+    """The records of a real backup."""
+    found: list[Record] = []
+
+    class Collector(container.Unpacker):
+        @staticmethod
+        def _unpacked(record: bytes) -> bytes:
+            found.append((record[28:], record[1] * 512))
+            return b""
+
+    for _ in Collector().feed(COMPRESSED.read_bytes()):
+        pass
+    return found
+
+
+def unpack(some: list[Record]) -> None:
+    """Decompress records, each into the same memory."""
+    out = memoryview(bytearray(max(size for _, size in some)))
+    for data, size in some:
+        decompress_into(data, out[:size])
+
+
+@pytest.mark.benchmark(group="decompression")
+def test_decompression(benchmark: BenchmarkFixture) -> None:
+    if not COMPRESSED.exists():
+        pytest.skip(f"{COMPRESSED} is absent")
+    some = records()
+    benchmark.extra_info["bytes"] = sum(size for _, size in some)
+    benchmark(unpack, some)
+
+
 def main() -> int:
     """Print GB/s of everything."""
     print("| | buffer | compiled | numpy |\n| --- | --- | --- | --- |")
@@ -81,6 +118,15 @@ def main() -> int:
             sides = [lambda v=variant, d=data, c=call: c(v, d) for variant in VARIANTS.values()]
             cells = " | ".join(map(cell, rates(sides, size)))
             print(f"| {name} | {size >> 10} KiB | {cells} |", flush=True)
+    if COMPRESSED.exists():
+        every = records()
+        every.sort(key=lambda record: len(record[0]) / record[1])
+        print("\n| decompression, GB/s of output | records | compressed to | |\n| --- | --- | --- | --- |")
+        quarter = len(every) // 4
+        for name, some in {"all": every, "best quarter": every[:quarter], "worst quarter": every[-quarter:]}.items():
+            size, packed = sum(size for _, size in some), sum(len(data) for data, _ in some)
+            found, = rates([lambda some=some: unpack(some)], size)
+            print(f"| {name} | {len(some)} | {packed / size:.2f} | {cell(found)} |")
     return 0
 
 

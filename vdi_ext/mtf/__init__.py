@@ -7,6 +7,7 @@ one, `FamilyReader` takes one apart again while its bytes arrive in pieces of an
 from __future__ import annotations
 
 from ._kernels import combine, fold, page_checksums, record_checksum, sector_xors, stream_checksum
+from ._xpress import CompressionError, decompress, decompress_into
 from .blocks import BackupSet, DatabaseFile, LogPart, Lsn, MediaSet
 from .configuration import Configuration, FileHeader
 from .findings import (
@@ -26,6 +27,7 @@ from .writer import FamilyWriter
 __all__ = [
     "BackupSet",
     "BlockSizeError",
+    "CompressionError",
     "Configuration",
     "ContinuationError",
     "DatabaseFile",
@@ -45,6 +47,8 @@ __all__ = [
     "PAGE_SIZE",
     "TruncatedError",
     "combine",
+    "decompress",
+    "decompress_into",
     "fill_pages",
     "fold",
     "page_checksums",
