@@ -26,6 +26,7 @@ from vdi_ext.jobs import (
     StatementLostError,
     StorageError,
     VerificationError,
+    external,
     recover,
 )
 from vdi_ext.storage import StoredSet
@@ -501,3 +502,29 @@ def test_manifests_from_before_snapshots_are_read(tmp_path: Path, live: list[Pat
     assert document.pop("snapshot") is None
     path.write_text(json.dumps(document))
     assert StoredSet(done.path).manifest.snapshot is None
+
+
+def test_a_signal_that_comes_as_the_command_starts_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+
+    class Interrupted(subprocess.Popen):
+        """What has started the command, and has not yet been told to anybody, when the signal comes."""
+
+        def __init__(self, *arguments, **options) -> None:
+            super().__init__(*arguments, **options)
+            begun.append(self)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(external.subprocess, "Popen", Interrupted)
+    told = []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored here
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            external.run_command(
+                "exec sleep 1000", {}, title="command", deadline=external.Deadline(None), check=lambda: None,
+                failed=told.append,
+            )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [process.returncode for process in begun] == [-signal.SIGTERM]
+    assert len(told) == 1

@@ -6,6 +6,8 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
 
 from ..storage import StorageError
 
@@ -94,14 +96,17 @@ def run_command(
             size = os.fstat(output.fileno()).st_size  # its own place in the file is the command's, too
             return os.pread(output.fileno(), _SHOWN, max(0, size - _SHOWN)).decode(errors="replace").strip()
 
+        # Started on another thread: no signal's exception can come between the start and what knows of it.
+        starter = ThreadPoolExecutor(1)
+        starting = starter.submit(
+            subprocess.Popen, command, shell=isinstance(command, str), env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
         try:
-            process = subprocess.Popen(
-                command, shell=isinstance(command, str), env={**os.environ, **environment},
-                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
-        except OSError as error:
-            raise CommandFailedError(f"the {title} cannot be started: {error}", None, "") from error
-        try:
+            futures.wait([starting])
+            if isinstance(problem := starting.exception(), OSError):
+                raise CommandFailedError(f"the {title} cannot be started: {problem}", None, "") from problem
+            process = starting.result()
             while True:
                 try:
                     status = process.wait(_POLL)
@@ -113,8 +118,11 @@ def run_command(
                         raise CommandFailedError(what, None, said()) from None
         except BaseException as error:
             failed(error)
-            _end(process)
+            if starting.exception() is None:
+                _end(starting.result())
             raise
+        finally:
+            starter.shutdown()
         if status:
             how = f"was ended by signal {-status}" if status < 0 else f"failed with exit status {status}"
             raise CommandFailedError(f"the {title} {how}", status, said())

@@ -45,15 +45,12 @@ static _Atomic int spinners;
 
 void wait_after_fork(void) { atomic_store(&spinners, 0); }
 
-static int spinners_allowed(void) {
-    static _Atomic int allowed;
-    int n = atomic_load_explicit(&allowed, memory_order_relaxed);
-    if (!n) {
-        n = (int)sysconf(_SC_NPROCESSORS_ONLN);
-        n = n < 1 ? 1 : n;
-        atomic_store_explicit(&allowed, n, memory_order_relaxed);
-    }
-    return n;
+static int processors = 1;
+
+/* When the library is loaded: to find out, the C library opens a file, which a fork on another thread would inherit. */
+__attribute__((constructor)) static void count_processors(void) {
+    long n = sysconf(_SC_NPROCESSORS_ONLN);
+    processors = n < 1 ? 1 : (int)n;
 }
 
 static bool spin(bool (*ready)(void *), void *arg, uint64_t until) {
@@ -74,9 +71,9 @@ bool wait_until(_Atomic uint32_t *sleeps, bool (*ready)(void *), void *arg, uint
     if (start >= deadline)
         return false;
     unsigned vain = atomic_load_explicit(&in_vain, memory_order_relaxed);
-    if (spinners_allowed() > 1 && (vain < IN_VAIN || vain % TRY_AGAIN == 0)) {
+    if (processors > 1 && (vain < IN_VAIN || vain % TRY_AGAIN == 0)) {
         bool came = false;
-        if (atomic_fetch_add_explicit(&spinners, 1, memory_order_relaxed) < spinners_allowed())
+        if (atomic_fetch_add_explicit(&spinners, 1, memory_order_relaxed) < processors)
             came = spin(ready, arg, start + SPIN_NS < deadline ? start + SPIN_NS : deadline);
         atomic_fetch_sub_explicit(&spinners, 1, memory_order_relaxed);
         if (came) {
