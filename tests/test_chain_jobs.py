@@ -193,8 +193,9 @@ def test_forks_are_kept_apart(chain: Chain) -> None:
 
 
 @pytest.mark.parametrize("full_again", [True, False], ids=["a full backup of the new path", "logs only"])
-def test_after_a_point_in_time_the_chain_goes_on_from_there(chain: Chain, full_again: bool) -> None:
-    """What the database was before it is left out, although its LSNs are the higher ones."""
+@pytest.mark.parametrize("timed", [True, False], ids=["to a point in time", "to the end"])
+def test_after_a_point_in_time_the_chain_goes_on_from_there(chain: Chain, full_again: bool, timed: bool) -> None:
+    """What the database was before it is left out, although its LSNs fit."""
     server = chain.server
     for page in range(32, 80, 8):
         chain.change(page)
@@ -202,17 +203,73 @@ def test_after_a_point_in_time_the_chain_goes_on_from_there(chain: Chain, full_a
     chain.take("abandoned", "full")
     restore_chain([chain.path("full"), chain.path("log1")], server, database="db", replace=True)
     assert content(server.engine, "db") == chain.held["log1"]
-    chain.change(160)
+    for page in range(80, 240, 8):  # beyond the LSNs that were given up
+        chain.change(page)
     if full_again:
         chain.take("again", "full")
         chain.change(168)
-    else:
-        shutil.rmtree(chain.path("abandoned"))
     chain.take("log4", "log")
+    until = chain.wait().isoformat() if timed else None
     chain.change(176)
     chain.take("log5", "log")
-    restore_chain([chain.store], server, database="db", to="new")
-    assert content(server.engine, "new") == chain.held["log5"]
+    done = restore_chain([chain.store], server, database="db", to="new", stop_at=until)
+    used = {Path(result.path).name for result in done}
+    assert not used & {"diff", "log2", "log3", "abandoned"}
+    assert ("again" in used) is full_again
+    assert content(server.engine, "new") == chain.held["log4" if timed else "log5"]
+
+
+def forked(chain: Chain) -> None:
+    """log3, up to the end of a path, and log4, which leaves that path at the end of log1."""
+    chain.change(88)
+    chain.take("log3", "log")
+    restore_chain([chain.path("full"), chain.path("log1")], chain.server, database="db", replace=True)
+    chain.change(160)
+    chain.take("log4", "log")
+
+
+def test_the_fork_point_is_known(chain: Chain) -> None:
+    forked(chain)
+    heads = {Path(link.path).name: link.head for link in links([chain.store])}
+    log = heads["log4"]
+    assert log.first_fork == heads["log1"].last_fork != log.last_fork
+    assert log.fork_lsn == heads["log1"].last_lsn
+    assert {head.fork_lsn for name, head in heads.items() if name != "log4"} == {0}
+    document = log.to_dict()
+    assert Head.from_dict(document) == log
+    del document["fork_lsn"]  # of a manifest that was written before it was kept
+    assert Head.from_dict(document) == dataclasses.replace(log, fork_lsn=0)
+    stream = stream_head(read_info(f"{chain.path('log4')}/stripe-01-of-01.bak", 65536))
+    assert (stream.first_fork, stream.last_fork) == (log.first_fork, log.last_fork)
+
+
+def test_a_point_in_time_on_two_paths_is_not_guessed(chain: Chain, other: Driver) -> None:
+    """The log that was given up and the one that goes on instead both cover it."""
+    until = chain.wait().isoformat()
+    forked(chain)
+    with pytest.raises(ChainError, match=r"log3 and .*log4 .*different recovery paths.*name the sets"):
+        restore_chain([chain.store], other, database="db", stop_at=until)
+    assert not other.statements
+    path = [chain.path(name) for name in ("full", "log1", "diff", "log2", "log3")]
+    restore_chain(path, other, database="db", stop_at=until)
+    assert content(other.engine, "db") == chain.held["log2"]
+
+
+def test_paths_that_end_at_the_same_time_are_not_guessed(chain: Chain) -> None:
+    forked(chain)
+    now = "2026-03-01T12:00:00"
+    every = [Link(link.stored, dataclasses.replace(link.head, finished=now)) for link in links([chain.store])]
+    with pytest.raises(ChainError, match=r"log3 and .*log4 .*different recovery paths.*name the sets"):
+        plan(every)
+
+
+def test_a_newer_log_of_a_path_that_nothing_leads_to_is_named(chain: Chain) -> None:
+    forked(chain)
+    chain.change(168)
+    chain.take("log5", "log")
+    shutil.rmtree(chain.path("log4"))
+    with pytest.raises(ChainError, match=r"log5 .*recovery path .*name the sets"):
+        plan(links([chain.store]))
 
 
 def test_copy_only_backups_are_no_base(server: Driver, tmp_path: Path) -> None:

@@ -191,6 +191,7 @@ def test_from_the_command_line(endpoint: Endpoint, tmp_path: Path) -> None:
     assert PASSWORD not in done.stdout
     done = cli("restore", tmp_path / "db-full", source, "--to", "another", "--password-command", "printenv SECRET")
     assert done.returncode == 0, done.stderr
+    assert "restored another on mssql" in done.stdout + done.stderr
     done = cli("backup", address(endpoint, "pymssql", "nobody"), tmp_path / "x", "--password-env", "SECRET", "--quiet")
     assert done.returncode == 3 and "911" in done.stderr and "3013" in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["db-full"]

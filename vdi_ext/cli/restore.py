@@ -74,6 +74,7 @@ def _restore(options: argparse.Namespace) -> int:
             done = [jobs.restore(options.source, options.target, **more, **wishes)]
         else:
             done = jobs.restore_chain(sources, options.target, **more, **several)
+    name = f"{options.to} on {options.target}" if options.to else options.target
     for result in done:
-        output.finished(options, result, f"restored {options.target} from {result.path}")
+        output.finished(options, result, f"restored {name} from {result.path}")
     return EXIT_OK

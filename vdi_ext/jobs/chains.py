@@ -91,8 +91,9 @@ def plan(every: Sequence[Link], stop_at: str | None = None) -> list[Link]:
     """Choose and order the sets for a restore.
 
     The newest full backup before the point in time, the newest differential on it, and every log from there on; to the
-    end of the last one where there is no point in time. A database that was restored to an earlier point has gone on
-    from there: without a point in time the chain is the one that ends latest, and what was given up is left out.
+    end of the last one where there is no point in time. All of them are of one recovery path: a database that was
+    restored to an earlier point has gone on from there, and what it was before is used up to the fork point only.
+    Without a point in time the path is the one that ends latest; a point in time must be on one path only.
 
     Parameters
     ----------
@@ -109,41 +110,105 @@ def plan(every: Sequence[Link], stop_at: str | None = None) -> list[Link]:
     names = {link.head.database.casefold() for link in every}
     if len(names) > 1:
         raise ChainError(f"these are backups of {len(names)} databases ({', '.join(sorted(names))}): name one")
-    fulls = [link for link in every if link.head.kind == "full" and (until is None or _ended_by(link.head, until))]
+    data = [link for link in every if link.head.kind != "log" and (until is None or _ended_by(link.head, until))]
+    fulls = [link for link in data if link.head.kind == "full"]
     if not fulls:
         when = f" that had ended by {stop_at}" if until else ""
         raise ChainError(f"there is no full backup{when} among the {len(every)} sets")
-    fulls.sort(key=_age, reverse=True)
-    found: list[list[Link]] = []
-    problem: ChainError | None = None  # of the first choice
-    for full in fulls[:1] if until else fulls:
-        differential = _newest([link for link in every if _builds_on(link.head, full.head)], until)
-        for begun in ([full, differential], [full]) if differential is not None else ([full],):
-            try:
-                found.append(_continued(begun, every, until))
-            except ChainError as error:
-                problem = problem or (error if not found else None)
-    if not found:
-        assert problem is not None
-        raise problem
-    best = found[0] if until else max(found, key=lambda chain: _age(chain[-1]))  # of equal ones the first
-    if problem is not None and not until and _age(best[-1]) < max(map(_age, every)):
-        raise problem  # another one would end earlier than what there is
-    return best
-
-
-def _continued(chosen: list[Link], every: Sequence[Link], until: datetime.datetime | None) -> list[Link]:
-    """A beginning with all logs that go on from it. Raises ChainError."""
     logs = [link for link in every if link.head.kind == "log"]
-    chosen = list(chosen)
-    while (link := _next(chosen[-1], logs, until)) is not None:
-        chosen.append(link)
-    last = chosen[-1].head
-    if until and not (last.kind == "log" and _reached(last, until)):
+    previous = _reachable(fulls, data, logs, until)
+    found = list(previous)
+    best = max(found, key=_age)  # of equal ones the first
+    if until:
+        held = [link for link in found if link.head.kind == "log" and _reached(link.head, until)]
+        if not held:
+            _check_gap(best, logs)
+            raise ChainError(
+                f"the logs end with {best.path} ({best.head.finished or 'time not known'}), before {until.isoformat()}"
+            )
+        best = min(held, key=_age)
+        rivals = held
+    else:
+        _check_gap(best, logs)
+        _check_newer_paths(best, found, logs)
+        rivals = [link for link in found if _when(link) in (None, _when(best))]
+    for rival in rivals:
+        if _apart(best.head, rival.head):
+            raise ChainError(
+                f"{best.path} and {rival.path} are of different recovery paths, and their times do not tell which of "
+                "them is meant: name the sets of the one that is wanted, not their directory"
+            )
+    chain: list[Link] = []
+    link: Link | None = best
+    while link is not None:
+        chain.append(link)
+        link = previous[link]
+    return chain[::-1]
+
+
+def _reachable(
+    fulls: list[Link], data: list[Link], logs: list[Link], until: datetime.datetime | None
+) -> dict[Link, Link | None]:
+    """All sets that can be restored, those of the newest beginnings first, and after which one each."""
+    previous: dict[Link, Link | None] = {}
+    for full in sorted(fulls, key=_age, reverse=True):
+        differentials = [link for link in data if _builds_on(link.head, full.head)]
+        for begun in (*sorted(differentials, key=_age, reverse=True), full):
+            previous.setdefault(begun, None if begun is full else full)
+            waiting = [begun]
+            while waiting:
+                last = waiting.pop()
+                if until and last.head.kind == "log" and _reached(last.head, until):
+                    continue
+                fitting = [link for link in logs if link.head.first_lsn <= last.head.last_lsn]
+                following = [link for link in fitting if _goes_on(last.head, link.head) and link not in previous]
+                previous.update(dict.fromkeys(following, last))
+                waiting += sorted(following, key=_age)  # the newest goes first
+    return previous
+
+
+def _goes_on(last: Head, log: Head) -> bool:
+    """Whether a log has more of the recovery path that leads to the end of a set; there may be a gap between them."""
+    if log.last_lsn <= last.last_lsn:
+        return False
+    if None in (last.last_fork, log.first_fork, log.last_fork) or last.last_fork == log.last_fork:
+        return True
+    # It leaves this path at the fork point: nowhere before it begins, where nobody knows better.
+    return last.last_fork == log.first_fork and last.last_lsn <= (log.fork_lsn or log.first_lsn)
+
+
+def _check_gap(last: Link, logs: list[Link]) -> None:
+    """Raises ChainError where logs go on from a set, but not at its end."""
+    later = [link for link in logs if _goes_on(last.head, link.head)]
+    first = min(later, key=lambda link: link.head.first_lsn, default=None)
+    if first is not None and first.head.first_lsn > last.head.last_lsn:
         raise ChainError(
-            f"the logs end with {chosen[-1].path} ({last.finished or 'time not known'}), before {until.isoformat()}"
+            f"{first.path} begins at LSN {first.head.first_lsn}, and {last.path} ends at {last.head.last_lsn}: "
+            "a log between them is missing"
         )
-    return chosen
+
+
+def _check_newer_paths(best: Link, found: list[Link], logs: list[Link]) -> None:
+    """Raises ChainError where there is newer log, of a path to which nothing leads."""
+    known = {link.head.last_fork for link in found}
+    end = _when(best)
+    for log in logs:
+        time = _when(log)
+        if None not in known and log.head.last_fork not in (None, *known) and (not time or not end or time > end):
+            raise ChainError(
+                f"{log.path} is not older than {best.path}, and of a recovery path to which no set here leads: "
+                "add what is missing, or name the sets that are wanted, not their directory"
+            )
+
+
+def _apart(one: Head, other: Head) -> bool:
+    """Whether two sets are of different recovery paths, neither on the way to the other."""
+    if None in (one.last_fork, other.last_fork) or one.last_fork == other.last_fork:
+        return False
+    return not any(
+        late.first_fork == early.last_fork and early.last_lsn <= (late.fork_lsn or late.first_lsn)
+        for early, late in ((one, other), (other, one))
+    )
 
 
 def point_in_time(text: str | None) -> datetime.datetime | None:
@@ -172,36 +237,13 @@ def _builds_on(differential: Head, full: Head) -> bool:
     return differential.base_lsn == full.checkpoint_lsn
 
 
-def _next(last: Link, logs: list[Link], until: datetime.datetime | None) -> Link | None:
-    """The log that goes on where the chain ends; None: nothing does, or the point in time is reached."""
-    if until and last.head.kind == "log" and _reached(last.head, until):
-        return None
-    later = [link for link in logs if link.head.last_lsn > last.head.last_lsn and _same_path(last.head, link.head)]
-    fitting = [link for link in later if link.head.first_lsn <= last.head.last_lsn]
-    if later and not fitting:
-        first = min(later, key=lambda link: link.head.first_lsn)
-        raise ChainError(
-            f"{first.path} begins at LSN {first.head.first_lsn}, and {last.path} ends at {last.head.last_lsn}: "
-            "a log between them is missing"
-        )
-    # Where the path forks: the log that holds the point in time, else the newest, which is of the newest fork.
-    reached = [link for link in fitting if until and _reached(link.head, until)]
-    return min(reached, key=_age) if reached else max(fitting, key=_age, default=None)
-
-
-def _same_path(last: Head, log: Head) -> bool:
-    """Whether a log is of the recovery path on which a chain is: it may begin before a fork, and end behind it."""
-    forks = {log.first_fork, log.last_fork}
-    return None in forks or last.last_fork is None or last.last_fork in forks
-
-
-def _newest(candidates: list[Link], until: datetime.datetime | None) -> Link | None:
-    return max((link for link in candidates if until is None or _ended_by(link.head, until)), key=_age, default=None)
-
-
 def _age(link: Link) -> tuple[datetime.datetime, int]:
     """Orders backups by time: a database that was restored to an earlier point goes on with LSNs used before."""
-    return _time(link.head.finished) or _time(link.head.started) or datetime.datetime.min, link.head.last_lsn
+    return _when(link) or datetime.datetime.min, link.head.last_lsn
+
+
+def _when(link: Link) -> datetime.datetime | None:
+    return _time(link.head.finished) or _time(link.head.started)
 
 
 def _ended_by(head: Head, until: datetime.datetime) -> bool:

@@ -32,6 +32,8 @@ class Head:
         Of the full backup that a differential builds on.
     first_fork, last_fork, family : str or None
         Recovery forks at the beginning and the end, and the database's family.
+    fork_lsn : int
+        Where the last fork begins, in a log that begins before it; otherwise, and where nobody knows, 0.
     copy_only : bool or None
         None: only msdb would know.
     started, finished : str or None
@@ -49,6 +51,7 @@ class Head:
     base_guid: str | None
     first_fork: str | None
     last_fork: str | None
+    fork_lsn: int
     family: str | None
     copy_only: bool | None
     started: str | None
@@ -62,6 +65,7 @@ class Head:
     def from_dict(cls, document: Mapping[str, object]) -> Head | None:
         """Of a manifest; None where it says nothing, or nothing that can be believed."""
         names = set(cls.__dataclass_fields__)
+        document = {"fork_lsn": "0", **document} if document else document  # the oldest manifests are without
         if set(document) != names:
             return None
         values: dict = dict(document)
@@ -153,10 +157,11 @@ def stream_head(info: FamilyInfo) -> Head:
     """What the beginning of a stream says."""
     found = info.configuration
     copy_only = found.extra.get("copy_only")
+    fork = _guid(found.recovery_fork)
     return Head(
         _guid(info.set_guid) or "", _TYPES.get(found.kind, "full"), found.database, found.server,
         _number(found.first_lsn), _number(found.last_lsn), _number(found.checkpoint_lsn), _number(found.database_lsn),
-        _number(found.base_lsn), _guid(found.base_guid), _guid(found.recovery_fork), _guid(found.recovery_fork),
+        _number(found.base_lsn), _guid(found.base_guid), _first_fork(found.kind, found.extra) or fork, fork, 0,
         _guid(found.family_guid), copy_only if isinstance(copy_only, bool) else None,
         found.started.isoformat() if found.started else None, None,
     )  # fmt: skip
@@ -167,7 +172,7 @@ def row_head(row: BackupRow) -> Head:
     return Head(
         row.set_guid, _TYPES.get(row.type, "full"), row.database, "", row.first_lsn or 0, row.last_lsn or 0,
         row.checkpoint_lsn or 0, row.database_lsn or 0, row.base_lsn or 0, row.base_guid, row.first_fork,
-        row.last_fork, None, row.copy_only, row.started, row.finished,
+        row.last_fork, row.fork_lsn or 0, None, row.copy_only, row.started, row.finished,
     )  # fmt: skip
 
 
@@ -231,9 +236,18 @@ def merged(head: Head, row: BackupRow) -> Head:
         "copy_only": row.copy_only,
         "first_fork": row.first_fork or head.first_fork,
         "last_fork": row.last_fork or head.last_fork,
+        "fork_lsn": row.fork_lsn or 0,
         "started": row.started or head.started,
         "finished": row.finished,
     })  # fmt: skip
+
+
+def _first_fork(kind: str, extra: Mapping[str, object]) -> str | None:
+    """Of a log, where the stream tells its recovery path: only the stand-in's do."""
+    try:
+        return _guid(bytes.fromhex(extra["forks"][0][0])) if kind == "L" else None  # type: ignore[index]
+    except (TypeError, ValueError, IndexError, KeyError):
+        return None
 
 
 def _guid(raw: bytes) -> str | None:

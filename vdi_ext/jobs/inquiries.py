@@ -59,6 +59,7 @@ class BackupRow:
     base_guid: str | None
     first_fork: str | None
     last_fork: str | None
+    fork_lsn: int | None
     copy_only: bool
     started: str | None
     finished: str | None
@@ -124,7 +125,8 @@ def database_files(session: Session, database: str) -> list[str]:
 _BACKUP_ROW = (
     "SELECT b.backup_set_uuid, b.database_name, b.type, b.first_lsn, b.last_lsn, b.checkpoint_lsn, "
     "b.database_backup_lsn, b.differential_base_lsn, b.differential_base_guid, b.first_recovery_fork_guid, "
-    "b.last_recovery_fork_guid, b.is_copy_only, b.backup_start_date, b.backup_finish_date FROM msdb.dbo.backupset AS b "
+    "b.last_recovery_fork_guid, b.fork_point_lsn, b.is_copy_only, b.backup_start_date, b.backup_finish_date "
+    "FROM msdb.dbo.backupset AS b "
 )
 
 
@@ -152,11 +154,12 @@ def _row(session: Session, where: str) -> BackupRow | None:
     if not rows:
         return None
     guid, name, kind, *rest = rows[0]
-    first, last, checkpoint, base, differential, base_guid, fork, last_fork, copy_only, started, finished = rest
+    first, last, checkpoint, base, differential, base_guid, *rest = rest
+    fork, last_fork, fork_lsn, copy_only, started, finished = rest
     return BackupRow(
         _guid(guid) or "", str(name), str(kind).strip(), _number(first), _number(last), _number(checkpoint),
-        _number(base), _number(differential), _guid(base_guid), _guid(fork), _guid(last_fork), bool(copy_only),
-        _time(started), _time(finished),
+        _number(base), _number(differential), _guid(base_guid), _guid(fork), _guid(last_fork),
+        _number(fork_lsn), bool(copy_only), _time(started), _time(finished),
     )  # fmt: skip
 
 
