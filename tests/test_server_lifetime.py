@@ -552,11 +552,13 @@ def test_a_server_that_exits_aborts_its_client() -> None:
         server.end_configuration()
         device = server.open_device(server.name)
         device.send_command(CommandCode.FLUSH)
+        sys.stdin.read()  # until the client has joined
     """
-    process = subprocess.Popen(script(text, client.name), env=ENVIRONMENT)
+    process = subprocess.Popen(script(text, client.name), env=ENVIRONMENT, stdin=subprocess.PIPE)
     try:
         client.get_configuration(TIMEOUT)
         reader = client.open_device()
+        process.stdin.close()
         with pytest.raises(VDAbortError, match="exits") as caught:
             while True:
                 reader.get_command(TIMEOUT).complete()
